@@ -1,0 +1,45 @@
+# Two commands for a newcomer: make up, make test. Everything else follows from them.
+SHELL := /bin/sh
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# The project's own settings, wherever make was started from.
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+.DEFAULT_GOAL := help
+.PHONY: help up down status check test clean venv hosts lock
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: ## from a fresh machine to three applications that serve requests through PgBouncer
+	@scripts/stage.sh 1/5 "Python environment" scripts/venv.sh
+	@scripts/stage.sh 2/5 "Docker engine" scripts/engine.sh
+	@scripts/stage.sh 3/5 "Host image" scripts/host_image.sh trixie
+	@scripts/stage.sh 4/5 "Hosts" ansible-playbook ansible/playbooks/docker_up.yml
+	@scripts/stage.sh 5/5 "Deployment (site.yml)" ansible-playbook site.yml
+	@python scripts/status.py
+
+down: venv ## remove the hosts of `make up`, with their data
+	@scripts/stage.sh 1/1 "Removing the hosts" ansible-playbook ansible/playbooks/docker_down.yml
+
+status: venv ## each application: its address, the path of its database traffic, connections
+	@python scripts/status.py
+
+check: venv ## linters, syntax, templates and unit tests; needs no hosts
+	@scripts/check.sh
+
+test: ## everything: make check, then Molecule on hosts of its own
+	@scripts/test.sh
+
+clean: down ## make down, and the caches: images, pip's volume, the virtual environment
+	-docker volume rm poolkit-pip-cache
+	-docker images --format '{{.Repository}}:{{.Tag}}' | grep '^poolkit-' | xargs -r docker image rm
+	rm -rf .venv .cache .ruff_cache .pytest_cache
+
+lock: venv ## update requirements.lock after a change in pyproject.toml
+	pip install --quiet uv
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras --no-header pyproject.toml -o requirements.lock
+	for app in django fastapi flask; do (cd examples/$$app && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.txt); done
+
+venv:
+	@scripts/venv.sh

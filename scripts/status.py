@@ -1,0 +1,110 @@
+"""Print one line for each application: its address, the path of its database traffic, connections.
+
+Exit code 0 when every application is ready through its pooler, 1 when one is not, 2 when the hosts
+could not be asked. Run it as `make status`, or with --inventory for another fleet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def connections(show_pools: str, database: str) -> tuple[int, int] | None:
+    """Return (clients, servers) of a database, from `SHOW POOLS` as CSV; None without an answer.
+
+    Columns differ between PgBouncer versions: every cl_* counts a client, every sv_* a server
+    connection, less the cancel requests, which are neither.
+    """
+    if not show_pools:
+        return None
+    rows = [row for row in csv.DictReader(io.StringIO(show_pools)) if row["database"] == database]
+
+    def count(prefix: str) -> int:
+        return sum(
+            int(value)
+            for row in rows
+            for column, value in row.items()
+            if column.startswith(prefix) and "cancel" not in column
+        )
+
+    return count("cl_"), count("sv_")
+
+
+def reports(playbook_output: dict) -> list[dict]:
+    """Return what the task `Report` of roles/app/tasks/status.yml said, in the inventory's order."""
+    return [
+        {"host": host, **result["msg"]}
+        for play in playbook_output["plays"]
+        for task in play["tasks"]
+        for host, result in task["hosts"].items()
+        if task["task"]["name"].endswith("Report") and "msg" in result
+    ]
+
+
+def table(rows: list[dict]) -> tuple[Table, bool]:
+    """Return the table, and whether every application is ready through its pooler."""
+    view = Table("application", "open", "ready", "path", "clients", "servers")
+    healthy = bool(rows)
+    for row in rows:
+        ready = row["status"] == 200
+        path = row["readiness"].get("path", "unknown")
+        healthy &= ready and path in ("pooler", "unknown")
+        counted = connections(row["pools"], row["database"])
+        clients, servers = counted if counted else ("no answer", "no answer")
+        view.add_row(
+            row["application"],
+            f"http://{row['address']}:{row['port']}/",
+            "yes" if ready else f"no: {row['readiness'].get('reason', 'no answer')}",
+            path,
+            str(clients),
+            str(servers),
+        )
+    return view, healthy
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--inventory", help="default: the one of ansible.cfg, inventories/local")
+    parser.add_argument("--json", action="store_true", help="print the reports as JSON")
+    options = parser.parse_args()
+    command = ["ansible-playbook", "ansible/playbooks/status.yml"]
+    if options.inventory:
+        command += ["--inventory", options.inventory]
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+    }
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    try:
+        rows = reports(json.loads(run.stdout))
+    except ValueError:
+        print(run.stdout + run.stderr, file=sys.stderr)
+        return 2
+    if not rows:
+        print("No host answered: are the hosts up? Run `make up`.", file=sys.stderr)
+        return 2
+    view, healthy = table(rows)
+    if options.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        Console().print(view)
+    return 0 if healthy else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
