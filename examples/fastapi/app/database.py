@@ -1,0 +1,70 @@
+"""The engine, a session per request, and the check behind /readyz."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from time import monotonic
+from typing import Annotated
+
+from fastapi import Depends
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+from app.settings import CONNECTION_MAX_AGE, DATABASE_URL, POOL_SIZE
+
+CHECK_TIMEOUT = 4.5  # seconds; whoever probes us should have an answer within 5
+
+# The URL may name several hosts, which psycopg tries in turn. SQLAlchemy's URLs know only one, so
+# the parts go to psycopg as they are. The pooler lends out a server connection for one transaction
+# only: a statement prepared in one would be missing, or in the way, in the next.
+engine = create_async_engine(
+    "postgresql+psycopg://",
+    connect_args={**conninfo_to_dict(DATABASE_URL), "prepare_threshold": None},
+    pool_size=POOL_SIZE,
+    max_overflow=0,
+    pool_recycle=CONNECTION_MAX_AGE,
+    pool_pre_ping=True,
+)
+new_session = async_sessionmaker(engine, expire_on_commit=False)
+
+
+async def session() -> AsyncIterator[AsyncSession]:
+    async with new_session() as session:
+        yield session
+
+
+Session = Annotated[AsyncSession, Depends(session)]
+
+_check: asyncio.Task[str] | None = None
+_deadline = 0.0
+
+
+async def database_path() -> str:
+    """Return "pooler" or "direct"; raise an error when the database does not answer in time.
+
+    Callers share the check in flight and its deadline, so a stall costs one connection, not one
+    per probe, and once it is known, no more time. A late check is cancelled but not waited for:
+    psycopg first asks the server to cancel the query, which a stalled one does not answer either;
+    some seconds later it drops the connection.
+    """
+    global _check, _deadline
+    if _check is None or _check.done():
+        _check, _deadline = asyncio.create_task(_query_path()), monotonic() + CHECK_TIMEOUT
+    check = _check
+    await asyncio.wait({check}, timeout=_deadline - monotonic())
+    if check.done() and not check.cancelled():
+        return check.result()
+    if not check.cancelling():  # a second request would cut psycopg's own cancellation short
+        check.cancel()
+    raise TimeoutError(f"no answer from the database within {CHECK_TIMEOUT} s")
+
+
+async def _query_path() -> str:
+    """Compare the process that we logged in to with the one that runs our query.
+
+    A pooler answers the login itself, with a process id of its own making.
+    """
+    async with engine.connect() as connection:
+        pid = await connection.scalar(text("SELECT pg_backend_pid()"))
+        driver_connection = (await connection.get_raw_connection()).driver_connection
+        return "direct" if driver_connection.info.backend_pid == pid else "pooler"
