@@ -1,0 +1,313 @@
+"""Filters that derive one fact from another: pure functions, no host and no network needed.
+
+Every function raises AnsibleFilterError with the name of the variable to change when its input is
+wrong, so that a playbook stops before anything has changed.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import scramp
+from ansible.errors import AnsibleFilterError
+
+SCRAM_ITERATIONS = 4096
+"""PostgreSQL's default scram_iterations; verifiers on both sides must agree for pass-through."""
+
+PGBOUNCER_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+"""Names that every PgBouncer version reads without quoting (upstream issue 971)."""
+
+
+def scram_verifier(password: str, user: str, seed: str) -> str:
+    """Return the SCRAM-SHA-256 verifier of a password, as pg_authid and userlist.txt hold it.
+
+    The salt is HMAC-SHA-256(seed, user), cut to PostgreSQL's 16 bytes: stable over runs, different
+    for each role and each installation. The same verifier on both sides lets PgBouncer pass the
+    client's SCRAM keys through, so no pooler host holds a password in clear text.
+    """
+    if len(seed) < 16:
+        raise AnsibleFilterError(
+            "scram_salt_seed must have at least 16 characters: it keeps the salts of this "
+            "installation apart from those of every other one"
+        )
+    if not password:
+        raise AnsibleFilterError(f"the password of the database role {user!r} is empty")
+    salt = hmac.new(seed.encode(), user.encode(), hashlib.sha256).digest()[:16]
+    try:
+        salt, stored_key, server_key, _ = scramp.ScramMechanism("SCRAM-SHA-256").make_auth_info(
+            password, iteration_count=SCRAM_ITERATIONS, salt=salt
+        )
+    except scramp.ScramException as error:
+        raise AnsibleFilterError(
+            f"the password of the database role {user!r} holds a character that SASLprep "
+            f"(RFC 4013) forbids: use printable characters. ({type(error).__name__})"
+        ) from None
+    salt64, stored64, server64 = (
+        base64.b64encode(part).decode() for part in (salt, stored_key, server_key)
+    )
+    return f"SCRAM-SHA-256${SCRAM_ITERATIONS}:{salt64}${stored64}:{server64}"
+
+
+def verifier_fingerprint(verifier: str) -> str:
+    """Return a short public mark of a verifier, kept as the role's comment in PostgreSQL.
+
+    A managed database hides pg_authid; the mark tells whether the password was already set.
+    """
+    return "poolkit:" + hashlib.sha256(verifier.encode()).hexdigest()[:16]
+
+
+def pgpass_field(value: Any) -> str:
+    r"""Escape one field of a libpq password file: `\` and `:` get a backslash."""
+    text = str(value)
+    if "\n" in text or "\0" in text:
+        raise AnsibleFilterError("a password file cannot hold a line break or a NUL character")
+    return text.replace("\\", "\\\\").replace(":", "\\:")
+
+
+def pg_uri(
+    user: str,
+    password: str,
+    dbname: str,
+    hosts: Iterable[tuple[str, int]],
+    parameters: Mapping[str, Any] | None = None,
+) -> str:
+    """Return a libpq connection URI; several hosts are tried in their order (host1:port1,host2:…).
+
+    Every character outside RFC 3986's unreserved set is percent-encoded, so a password may hold
+    any of them.
+    """
+    address = ",".join(f"{quote(str(host), safe='')}:{int(port)}" for host, port in hosts)
+    query = urlencode({k: str(v) for k, v in (parameters or {}).items()}, quote_via=quote)
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+    return f"postgresql://{login}@{address}/{quote(dbname, safe='')}" + (f"?{query}" if query else "")
+
+
+def env_file_quote(value: Any) -> str:
+    r"""Quote a value for systemd's EnvironmentFile=.
+
+    Inside double quotes systemd takes `\` before one of `"`, `\`, `` ` `` and `$` as an escape and
+    everything else literally (systemd.exec(5), src/basic/env-file.c).
+    """
+    text = str(value)
+    if "\0" in text:
+        raise AnsibleFilterError("an environment variable cannot hold a NUL character")
+    return '"' + re.sub(r'(["\\`$])', r"\\\1", text) + '"'
+
+
+def userlist_quote(value: str) -> str:
+    """Quote a name or verifier for PgBouncer's auth_file: a double quote is doubled."""
+    if "\n" in value or "\0" in value:
+        raise AnsibleFilterError("PgBouncer's user list cannot hold a line break or NUL character")
+    return '"' + value.replace('"', '""') + '"'
+
+
+def connstr_quote(value: Any) -> str:
+    """Quote a value inside a [databases] connection string: a single quote is doubled."""
+    text = str(value)
+    if not text or "\n" in text or "\0" in text:
+        raise AnsibleFilterError(
+            "a [databases] value cannot be empty and cannot hold a line break: PgBouncer would "
+            "refuse the whole file"
+        )
+    return "'" + text.replace("'", "''") + "'"
+
+
+def quote_ident(value: str) -> str:
+    """Quote an SQL identifier."""
+    if not value or "\0" in value:
+        raise AnsibleFilterError("an SQL identifier cannot be empty and cannot hold NUL")
+    return '"' + value.replace('"', '""') + '"'
+
+
+def applications(hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> list[dict]:
+    """Collect the applications of the inventory: one entry for each distinct `app_name`.
+
+    hostvars: Ansible's hostvars; hosts: the names of the hosts in the group `applications`.
+    Each entry: name, hosts (list), database, user, password, owner, owner_password,
+    connection_limit, owner_connection_limit, settings. Defaults equal those in
+    roles/app/defaults/main.yml, which other plays cannot see (a unit test compares them).
+    Two hosts of one application that state different facts are refused.
+    """
+    found: dict[str, dict] = {}
+    for host in hosts:
+        facts = hostvars[host]
+        name = _required(facts, "app_name", host)
+        entry = {
+            "name": name,
+            "database": facts.get("app_database", name),
+            "user": facts.get("app_database_user", name),
+            "password": _required(facts, "app_database_password", host),
+            "owner": facts.get("app_database_owner", f"{name}_owner"),
+            "owner_password": _required(facts, "app_database_owner_password", host),
+            "connection_limit": int(facts.get("app_database_connection_limit", 30)),
+            "owner_connection_limit": int(facts.get("app_database_owner_connection_limit", 5)),
+            "settings": dict(facts.get("app_database_settings", {})),
+        }
+        for key in ("database", "user", "owner"):
+            _check_name(entry[key], f"app_database{'' if key == 'database' else '_' + key}", host)
+        if entry["user"] == entry["owner"]:
+            raise AnsibleFilterError(
+                f"{host}: app_database_user and app_database_owner are both {entry['user']!r}: the "
+                "owner runs migrations, the user only reads and writes rows; give them two names"
+            )
+        known = found.setdefault(name, {**entry, "hosts": []})
+        differing = sorted(key for key in entry if known[key] != entry[key])
+        if differing:
+            raise AnsibleFilterError(
+                f"{host} and {known['hosts'][0]} both run the application {name!r} but differ in "
+                f"{', '.join(differing)}: state them once, in the application's group_vars"
+            )
+        known["hosts"].append(host)
+    _refuse_shared(found.values())
+    return list(found.values())
+
+
+def _required(facts: Mapping[str, Any], variable: str, host: str) -> str:
+    value = facts.get(variable)
+    if not isinstance(value, str) or not value:
+        raise AnsibleFilterError(
+            f"{host}: {variable} is missing: set it in the group_vars of the host's application "
+            f"(inventories/local/group_vars/django.yml shows one)"
+        )
+    return value
+
+
+def _check_name(value: Any, variable: str, host: str) -> None:
+    if not isinstance(value, str) or not PGBOUNCER_PLAIN_NAME.fullmatch(value) or len(value) > 63:
+        raise AnsibleFilterError(
+            f"{host}: {variable} is {value!r}: use 1 to 63 of the characters A-Z a-z 0-9 _ . -, "
+            "the ones that every PgBouncer version reads"
+        )
+
+
+def _refuse_shared(entries: Iterable[dict]) -> None:
+    """Two applications may share a database, but never a role: each role has one password."""
+    owners: dict[str, str] = {}
+    for entry in entries:
+        for role in (entry["user"], entry["owner"]):
+            other = owners.setdefault(role, entry["name"])
+            if other != entry["name"]:
+                raise AnsibleFilterError(
+                    f"the applications {other!r} and {entry['name']!r} both use the database role "
+                    f"{role!r}: give each its own app_database_user and app_database_owner"
+                )
+
+
+def database_roles(apps: Iterable[Mapping[str, Any]], seed: str) -> dict[str, dict]:
+    """Return the PostgreSQL roles of the applications by name.
+
+    Each: verifier, fingerprint, connection_limit, settings.
+    """
+    roles: dict[str, dict] = {}
+    for app in apps:
+        for kind in ("", "owner"):
+            name = app[kind or "user"]
+            verifier = scram_verifier(app[f"{kind}_password".lstrip("_")], name, seed)
+            roles[name] = {
+                "verifier": verifier,
+                "fingerprint": verifier_fingerprint(verifier),
+                "connection_limit": app[f"{kind}_connection_limit".lstrip("_")],
+                "settings": {} if kind else app["settings"],
+            }
+    return roles
+
+
+def pooler_applications(apps: Iterable[Mapping[str, Any]], host: str) -> list[dict]:
+    """Return what a pooler beside its application needs to know: the applications of its host.
+
+    Each: name, database, user, password. The owner roles do not pass through a pooler.
+    """
+    return [
+        {key: app[key] for key in ("name", "database", "user", "password")}
+        for app in apps
+        if host in app["hosts"]
+    ]
+
+
+def hba_rules(
+    apps: Iterable[Mapping[str, Any]],
+    hostvars: Mapping[str, Mapping[str, Any]],
+    admin_user: str,
+    admin_hosts: Iterable[str],
+) -> list[dict]:
+    """Return the pg_hba.conf rules that let exactly the hosts in that need the server.
+
+    Each rule: database, user, address (one host), in the order of the applications.
+    """
+    def address(host: str) -> str:
+        value = hostvars[host].get("private_address")
+        if not value:
+            raise AnsibleFilterError(
+                f"{host}: private_address is missing: the address that the database server sees, "
+                "set in the inventory beside the host's name"
+            )
+        return f"{value}/{128 if ':' in value else 32}"
+
+    rules = [
+        {"database": app["database"], "user": user, "address": address(host)}
+        for app in apps
+        for host in app["hosts"]
+        for user in (app["user"], app["owner"])
+    ]
+    return rules + [
+        {"database": "all", "user": admin_user, "address": address(host)} for host in admin_hosts
+    ]
+
+
+def settings_drift(show_config: str, settings: Mapping[str, Any]) -> list[dict]:
+    """Compare `SHOW CONFIG` (psql -At: key|value|default|changeable) with the rendered settings.
+
+    Returns one {name, rendered, live} for each setting that the running process does not have.
+    An unreachable console (no output) is a drift of every setting.
+    """
+    live = dict(line.split("|")[:2] for line in show_config.splitlines() if line.count("|") >= 3)
+    return [
+        {"name": name, "rendered": str(value), "live": live.get(name)}
+        for name, value in sorted(settings.items())
+        if live.get(name) != str(value)
+    ]
+
+
+def unknown_variables(names: Iterable[str], spec: Mapping[str, Any]) -> list[str]:
+    """Return a message for each variable that no option of the argument spec explains.
+
+    Argument specs accept an unknown top-level variable in silence, so a misspelt one would be a
+    setting that never takes effect.
+    """
+    messages = []
+    for name in sorted(set(names) - set(spec)):
+        near = difflib.get_close_matches(name, spec, n=1)
+        messages.append(name + (f" (did you mean {near[0]}?)" if near else ""))
+    return messages
+
+
+class FilterModule:
+    """Ansible's entry point."""
+
+    def filters(self) -> dict[str, Any]:
+        return {
+            function.__name__: function
+            for function in (
+                applications,
+                connstr_quote,
+                database_roles,
+                env_file_quote,
+                hba_rules,
+                pg_uri,
+                pgpass_field,
+                pooler_applications,
+                quote_ident,
+                scram_verifier,
+                settings_drift,
+                unknown_variables,
+                userlist_quote,
+                verifier_fingerprint,
+            )
+        }
