@@ -43,7 +43,7 @@ def connections(show_pools: str, database: str) -> tuple[int, int] | None:
 
 
 def reports(playbook_output: dict) -> list[dict]:
-    """Return what the task `Report` of roles/app/tasks/status.yml said, in the inventory's order."""
+    """Return what the task `Report` of roles/app/tasks/status.yml said, in their order."""
     return [
         {"host": host, **result["msg"]}
         for play in playbook_output["plays"]

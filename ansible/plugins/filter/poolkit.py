@@ -86,7 +86,9 @@ def pg_uri(
     address = ",".join(f"{quote(str(host), safe='')}:{int(port)}" for host, port in hosts)
     query = urlencode({k: str(v) for k, v in (parameters or {}).items()}, quote_via=quote)
     login = f"{quote(user, safe='')}:{quote(password, safe='')}"
-    return f"postgresql://{login}@{address}/{quote(dbname, safe='')}" + (f"?{query}" if query else "")
+    return f"postgresql://{login}@{address}/{quote(dbname, safe='')}" + (
+        f"?{query}" if query else ""
+    )
 
 
 def env_file_quote(value: Any) -> str:
@@ -241,6 +243,7 @@ def hba_rules(
 
     Each rule: database, user, address (one host), in the order of the applications.
     """
+
     def address(host: str) -> str:
         value = hostvars[host].get("private_address")
         if not value:

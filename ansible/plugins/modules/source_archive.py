@@ -19,8 +19,8 @@ DOCUMENTATION = r"""
 module: source_archive
 short_description: Pack an application's source into an archive named by its content
 description:
-  - Packs a directory of the controller into a reproducible gzip tar archive, whose name is a hash of
-    its content. The same source gives the same archive, so an unchanged application is not copied.
+  - Packs a directory of the controller into a reproducible gzip tar archive, whose name is a hash
+    of its content. The same source gives the same archive, so an unchanged one is not copied.
   - Checks that the source is one that the app role can deploy, before anything has changed.
   - Writes only to the archive directory, so it runs in check mode as well.
 options:
@@ -67,7 +67,7 @@ release:
   type: str
   returned: success
 requirements_checksum:
-  description: SHA-256 of the requirements file; releases with the same one share a virtual environment.
+  description: SHA-256 of the requirements file; releases with the same one share a venv.
   type: str
   returned: success
 """
@@ -92,8 +92,8 @@ def source_error(source: Path, requirements: str, required_files: list[str]) -> 
     for name in required_files:
         if not (source / name).exists():
             return (
-                f"app_source: {source} has no {name}, which its app_framework needs for migrations: "
-                "check app_source and app_framework"
+                f"app_source: {source} has no {name}, which its app_framework needs for "
+                "migrations: check app_source and app_framework"
             )
     return None
 

@@ -1,0 +1,138 @@
+"""Who may reach what: the pooler holds the clients, and PostgreSQL refuses everybody else."""
+
+import psycopg
+import pytest
+from conftest import Application
+
+HOLD_CLIENTS = """
+import os, psycopg, time
+connections = [psycopg.connect(os.environ["DATABASE_URL"]) for _ in range(60)]
+for connection in connections:
+    connection.execute("SELECT 1").fetchone()
+    connection.commit()
+print("holding", flush=True)
+time.sleep(float(os.environ["SECONDS"]))
+"""
+
+
+def test_the_pooler_not_postgresql_holds_the_clients(
+    application: Application, superuser_sql
+) -> None:
+    """60 idle clients on one pooler need no more server connections than one pool has."""
+    name, host = application.name, application.host
+    host.run("systemctl stop hold-clients")  # of an interrupted run
+    venv = (
+        host.check_output(f"systemctl show -P ExecStart {name}").split("path=")[1].split("/bin/")[0]
+    )
+    host.check_output(
+        "systemd-run --collect --unit=hold-clients --property=Type=exec --property=User=%s"
+        " --property=EnvironmentFile=/etc/poolkit/%s/app.env --setenv=SECONDS=30"
+        " %s/bin/python -c %s",
+        *(name, name, venv, HOLD_CLIENTS),
+    )
+    try:
+        host.check_output(
+            "timeout 20 sh -c 'until journalctl -q -o cat _SYSTEMD_UNIT=hold-clients.service"
+            " --since=-25s | grep -q holding; do sleep 0.2; done'"
+        )
+        pools = [pool for pool in application.pools() if pool["database"] == name]
+        clients = sum(int(pool["cl_active"]) + int(pool["cl_waiting"]) for pool in pools)
+        servers = int(
+            superuser_sql(
+                name,
+                f"SELECT count(*) FROM pg_stat_activity WHERE usename = '{name}'"
+                f" AND datname = '{name}'",
+            )
+        )
+        assert clients >= 60, pools
+        assert 1 <= servers <= 12, (
+            f"{servers} server connections; the pool has 10 and a reserve of 2"
+        )
+    finally:
+        host.run("systemctl stop hold-clients")
+
+
+def test_migration_outside_a_transaction_has_run(application: Application, superuser_sql) -> None:
+    """The index of CREATE INDEX CONCURRENTLY exists, is valid, and belongs to the owner role."""
+    row = superuser_sql(
+        application.name,
+        "SELECT indisvalid, pg_get_userbyid(relowner) FROM pg_index JOIN pg_class"
+        " ON pg_class.oid = indexrelid WHERE relname = 'items_created_at_idx'",
+    )
+    assert row == f"t|{application.name}_owner"
+
+
+def test_service_file_names_both_paths(application: Application) -> None:
+    """psql reaches the same database either way, and the pooled way comes first."""
+    name = application.name
+    port = "SELECT inet_server_port() || ' ' || current_user"
+    assert application.psql(name, port) == f"5432 {name}"
+    assert application.psql(f"{name}_direct", port) == f"5432 {name}"
+    assert application.psql(f"{name}_owner", port, PGPASSFILE=f"/etc/poolkit/{name}/migrate.pgpass")
+    assert application.psql(name, "SELECT 1", host="127.0.0.1", port="6432") == "1"
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", "6432"), ("", "5432")])
+def test_wrong_password_is_refused(application: Application, host: str, port: str) -> None:
+    message = application.psql_error(
+        application.name,
+        "SELECT 1",
+        host=host or application.database_host,
+        port=port,
+        password="wrong",
+    )
+    assert "authentication failed" in message
+
+
+def test_owner_is_refused_by_the_pooler(application: Application) -> None:
+    """Migrations cannot go through the pooler by mistake: its access rules leave the owner out."""
+    name = application.name
+    message = application.psql_error(
+        f"{name}_owner",
+        "SELECT 1",
+        host="127.0.0.1",
+        port="6432",
+        PGPASSFILE=f"/etc/poolkit/{name}/migrate.pgpass",
+    )
+    assert "no authentication method is found" in message
+
+
+def test_another_applications_host_is_refused(applications: dict[str, Application]) -> None:
+    """The right password from the wrong host is refused."""
+    flask, django = applications["flask"], applications["django"]
+    message = flask.psql_error("flask_direct", "SELECT 1", dbname="django", user="django")
+    assert "no pg_hba.conf entry" in message
+    assert django.psql("django_direct", "SELECT 1") == "1"
+
+
+def test_a_foreign_address_is_refused(applications: dict[str, Application], database) -> None:
+    """The controller's own address, with the right password, is refused by the server's rules."""
+    django = applications["django"]
+    address = database.check_output("hostname -I").split()[0]
+    with pytest.raises(psycopg.OperationalError, match=r"no pg_hba\.conf entry"):
+        psycopg.connect(
+            host=address,
+            dbname="django",
+            user="django",
+            password=django.password,
+            connect_timeout=5,
+        )
+
+
+def test_the_pooler_listens_on_loopback_only(application: Application) -> None:
+    sockets = application.host.check_output("ss -Hltn 'sport = :6432'").split()
+    assert [word for word in sockets if word.endswith(":6432")] == ["127.0.0.1:6432"]
+
+
+def test_application_role_cannot_change_the_schema(application: Application) -> None:
+    message = application.psql_error(application.name, "CREATE TABLE forbidden (id int)")
+    assert "permission denied for schema public" in message
+
+
+def test_verifier_is_the_same_on_both_sides(application: Application, superuser_sql) -> None:
+    stored = superuser_sql(
+        "postgres", f"SELECT rolpassword FROM pg_authid WHERE rolname = '{application.name}'"
+    )
+    userlist = application.host.check_output("cat /etc/pgbouncer/userlist.txt")
+    assert stored.startswith("SCRAM-SHA-256$4096:")
+    assert userlist == f'"{application.name}" "{stored}"'

@@ -1,0 +1,176 @@
+"""Deployments that must not change anything, and ones that must be refused with the right words."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from conftest import ROOT, Application, ansible
+
+LOG = Path(os.environ.get("POOLKIT_DEPLOYMENT_LOG", ROOT / ".cache/molecule/ansible.log"))
+
+
+def changed(output: str) -> dict[str, int]:
+    """Return, for each host of the recap, how many tasks changed something."""
+    return {
+        host: int(count)
+        for host, count in re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", output, re.MULTILINE)
+    }
+
+
+def test_check_mode_changes_nothing_and_fails_nowhere(applications: dict) -> None:
+    run = ansible("ansible-playbook", "site.yml", "--check", "--diff")
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr
+    counts = changed(run.stdout)
+    assert len(counts) >= 4
+    assert set(counts.values()) == {0}, run.stdout
+
+
+def test_no_secret_in_the_output_at_full_verbosity(secrets: dict[str, str]) -> None:
+    """Reads the log of the deployment from zero and of its repetition, both at -vvv."""
+    output = LOG.read_text() if LOG.exists() else ""
+    if "ESTABLISH DOCKER CONNECTION" not in output:  # it was less verbose: make a log that is not
+        output = ansible("ansible-playbook", "site.yml", "-vvv").stdout
+    assert "TASK [app : Render the migrations' environment]" in output
+    assert "EXEC" in output
+    leaked = []
+    for name, secret in secrets.items():
+        escaped = secret.replace("\\", "\\\\").replace('"', '\\"')
+        if any(form in output for form in (secret, escaped, quote(secret, safe=""))):
+            leaked.append(name)
+    assert leaked == []
+    assert "SCRAM-SHA-256$" not in output
+
+
+BAD_INPUT = {
+    # what is wrong: (extra variables, what the message must say)
+    "misspelt variable": ("app_framwork=flask", "app_framwork (did you mean app_framework?)"),
+    "misspelt pooler variable": (
+        "pgbouncer_listen_prot=6432",
+        "pgbouncer_listen_prot (did you mean pgbouncer_listen_port?)",
+    ),
+    "unsupported framework": ("app_framework=rails", "must be one of: django, fastapi, flask"),
+    "unknown setting": ('{"pgbouncer_settings": {"pool_sise": 5}}', "pool_sise"),
+    "setting with a unit": (
+        '{"pgbouncer_settings": {"query_wait_timeout": "30s"}}',
+        "query_wait_timeout",
+    ),
+    "missing password": ("app_database_password=", "app_database_password is missing"),
+    "missing source": ("app_source=/nonexistent", "there is no directory /nonexistent"),
+    "source without requirements": ("app_source=/usr/share", "has no requirements.txt"),
+    "port of another program": ("app_port=6432", "port 6432 is in use by pgbouncer.service"),
+    "pooler's port in use": (
+        "pgbouncer_listen_port=8000",
+        "port 8000 is in use by django.service",
+    ),
+    "short seed": ("scram_salt_seed=short", "scram_salt_seed must have at least 16 characters"),
+    "owner is the user": (
+        "app_database_owner=django app_database_user=django",
+        "app_database_user and app_database_owner are both 'django'",
+    ),
+}
+
+
+@pytest.fixture
+def fingerprint(applications: dict[str, Application]) -> Callable[[], dict[str, str]]:
+    """Return what a deployment would change on the hosts: files, start times of the services."""
+
+    def read() -> dict[str, str]:
+        return {
+            name: application.host.check_output(
+                "find /etc/poolkit /etc/pgbouncer /etc/systemd/system /srv -newermt @0"
+                " -printf '%%p %%T@ %%C@\\n' | sort | sha256sum;"
+                f" systemctl show -P ExecMainStartTimestampMonotonic pgbouncer {name}"
+            )
+            for name, application in applications.items()
+        }
+
+    return read
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_refused_before_anything_changes(case: str, fingerprint) -> None:
+    variables, words = BAD_INPUT[case]
+    before = fingerprint()
+    run = ansible("ansible-playbook", "site.yml", "-e", variables)
+    output = re.sub(r"\s+", " ", run.stdout + run.stderr)
+    assert run.returncode != 0
+    assert words in output, output[-3000:]
+    assert fingerprint() == before
+    assert set(changed(run.stdout).values()) <= {0}
+
+
+@pytest.fixture
+def broken_flask(tmp_path: Path) -> Path:
+    """The Flask example with one more migration, which fails."""
+    source = tmp_path / "flask"
+    shutil.copytree(ROOT / "examples/flask", source)
+    (last,) = re.findall(
+        r'^revision = "(\w+)"',
+        sorted((source / "migrations/versions").glob("*.py"))[-1].read_text(),
+        re.MULTILINE,
+    )
+    (source / "migrations/versions/9999_fails.py").write_text(
+        f'revision = "9999"\ndown_revision = "{last}"\n'
+        'def upgrade():\n    raise RuntimeError("this migration fails on purpose")\n'
+    )
+    return source
+
+
+def test_failed_migration_leaves_the_old_version_serving(
+    applications: dict[str, Application], broken_flask: Path
+) -> None:
+    flask = applications["flask"]
+    start_time = f"systemctl show -P ExecMainStartTimestampMonotonic {flask.name}"
+    before = flask.http.get("/readyz").json(), flask.host.check_output(start_time)
+    run = ansible(
+        *("ansible-playbook", "ansible/playbooks/app.yml", "--limit", flask.inventory_host),
+        *("-e", f"app_source={broken_flask}"),
+    )
+    output = re.sub(r"\s+", " ", run.stdout)
+    assert run.returncode != 0
+    assert "the migrations of flask failed on flask1" in output
+    assert "this migration fails on purpose" in output
+    assert (flask.http.get("/readyz").json(), flask.host.check_output(start_time)) == before
+
+
+def test_refusing_database_is_named(applications: dict[str, Application]) -> None:
+    flask = applications["flask"]
+    before = flask.http.get("/readyz").json()
+    run = ansible(
+        *("ansible-playbook", "ansible/playbooks/app.yml", "--limit", flask.inventory_host),
+        *("-e", "app_database_port=5999"),
+    )
+    output = re.sub(r"\s+", " ", run.stdout)
+    assert run.returncode != 0
+    assert f"PostgreSQL at {flask.database_host}:5999 refuses the role flask_owner" in output
+    assert flask.http.get("/readyz").json() == before
+
+
+def test_unhealthy_deployment_fails(applications: dict[str, Application], tmp_path: Path) -> None:
+    """A version that starts and is not ready fails the deployment, with its log in the message."""
+    flask = applications["flask"]
+    source = tmp_path / "flask"
+    shutil.copytree(ROOT / "examples/flask", source)
+    readiness = source / "app/readiness.py"
+    readiness.write_text(
+        re.sub(
+            r"(def database_path.*?\n)",
+            r'\1    raise RuntimeError("unwell on purpose")\n',
+            readiness.read_text(),
+            count=1,
+        )
+    )
+    deploy = ("ansible-playbook", "ansible/playbooks/app.yml", "--limit", flask.inventory_host)
+    try:
+        run = ansible(*deploy, "-e", f"app_source={source}", "-e", "app_health_timeout_seconds=3")
+        output = re.sub(r"\s+", " ", run.stdout)
+        assert run.returncode != 0
+        assert "flask is not ready on /readyz" in output
+        assert "unwell on purpose" in output
+    finally:
+        assert ansible(*deploy).returncode == 0
+    assert flask.http.get("/readyz").status_code == 200
