@@ -1,0 +1,251 @@
+"""The filters: what they derive, how they quote, and what they refuse."""
+
+import base64
+import hashlib
+import hmac
+import subprocess
+from pathlib import Path
+from urllib.parse import unquote
+
+import poolkit
+import psycopg.pq
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jinja2.nativetypes import NativeEnvironment
+from psycopg.conninfo import conninfo_to_dict
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = "0123456789abcdef"
+# What a password may hold: anything printable (a password file takes no line break).
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1)
+
+
+def test_verifier_matches_rfc_7677s_own_arithmetic() -> None:
+    """RFC 5802: StoredKey = H(HMAC(salted, "Client Key")), ServerKey = HMAC(salted, …)."""
+    verifier = poolkit.scram_verifier("pencil", "user", SEED)
+    scheme, iterations_salt, keys = verifier.split("$")
+    iterations, salt = iterations_salt.split(":")
+    stored_key, server_key = (base64.b64decode(key) for key in keys.split(":"))
+    salted = hashlib.pbkdf2_hmac("sha256", b"pencil", base64.b64decode(salt), int(iterations))
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    assert scheme == "SCRAM-SHA-256"
+    assert (int(iterations), len(base64.b64decode(salt))) == (4096, 16)
+    assert stored_key == hashlib.sha256(client_key).digest()
+    assert server_key == hmac.digest(salted, b"Server Key", "sha256")
+
+
+def test_verifier_is_stable_and_differs_by_user_and_seed() -> None:
+    first = poolkit.scram_verifier("pencil", "user", SEED)
+    assert first == poolkit.scram_verifier("pencil", "user", SEED)
+    assert first != poolkit.scram_verifier("pencil", "other", SEED)
+    assert first != poolkit.scram_verifier("pencil", "user", SEED[::-1])
+
+
+@pytest.mark.parametrize(
+    ("password", "seed", "words"),
+    [
+        ("pencil", "short", "scram_salt_seed must have at least 16 characters"),
+        ("", SEED, "the password of the database role 'user' is empty"),
+        ("a\u0007b", SEED, "SASLprep"),
+    ],
+)
+def test_verifier_refuses(password: str, seed: str, words: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=words):
+        poolkit.scram_verifier(password, "user", seed)
+
+
+@given(user=TEXT, password=TEXT, dbname=TEXT)
+def test_uri_comes_back_from_libpqs_own_parser(user: str, password: str, dbname: str) -> None:
+    uri = poolkit.pg_uri(
+        user, password, dbname, [("127.0.0.1", 6432), ("db1", 5432)], {"connect_timeout": 2}
+    )
+    assert conninfo_to_dict(uri) == {
+        "user": user,
+        "password": password,
+        "dbname": dbname,
+        "host": "127.0.0.1,db1",
+        "port": "6432,5432",
+        "connect_timeout": "2",
+    }
+
+
+@given(password=TEXT)
+def test_uri_comes_back_from_any_url_parser(password: str) -> None:
+    uri = poolkit.pg_uri("u", password, "d", [("h", 1)])
+    assert unquote(uri.removeprefix("postgresql://u:").removesuffix("@h:1/d")) == password
+
+
+@settings(max_examples=25, deadline=None)
+@given(password=TEXT.filter(lambda text: len(text) < 200))
+def test_password_file_is_read_by_libpq(tmp_path_factory, password: str) -> None:
+    """libpq itself looks the password up; no server is needed to ask which one it found."""
+    path = tmp_path_factory.mktemp("pgpass") / "pgpass"
+    fields = ["*", "*", *(poolkit.pgpass_field(value) for value in ("d:b", r"u\ser", password))]
+    path.write_text(":".join(fields) + "\n")
+    path.chmod(0o600)
+    conninfo = f"host=127.0.0.1 port=1 dbname=d:b user='u\\\\ser' passfile='{path}'"
+    connection = psycopg.pq.PGconn.connect_start(conninfo.encode())
+    assert connection.password == password.encode()
+    connection.finish()
+
+
+@settings(max_examples=25, deadline=None)
+@given(value=st.text(st.characters(codec="ascii", exclude_characters="\0\r")))
+def test_environment_file_is_read_as_a_shell_would(value: str) -> None:
+    r"""systemd's double quotes and sh's agree on the escapes of `"`, `\`, `` ` `` and `$`."""
+    line = f"VALUE={poolkit.env_file_quote(value)}"
+    script = f'{line}\nprintf %s "$VALUE" | od -An -v -tx1'
+    output = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    assert bytes.fromhex("".join(output.split())) == value.encode()
+
+
+@given(value=TEXT)
+def test_user_list_comes_back(value: str) -> None:
+    quoted = poolkit.userlist_quote(value)
+    assert quoted[0] == quoted[-1] == '"'
+    assert quoted[1:-1].replace('""', '"') == value
+    assert '"' not in quoted[1:-1].replace('""', "")
+
+
+@given(value=TEXT)
+def test_connection_string_value_comes_back(value: str) -> None:
+    quoted = poolkit.connstr_quote(value)
+    assert quoted[1:-1].replace("''", "'") == value
+    assert "'" not in quoted[1:-1].replace("''", "")
+
+
+@pytest.mark.parametrize(
+    ("function", "value"),
+    [
+        (poolkit.pgpass_field, "a\nb"),
+        (poolkit.env_file_quote, "a\0b"),
+        (poolkit.userlist_quote, "a\nb"),
+        (poolkit.connstr_quote, ""),
+        (poolkit.connstr_quote, "a\nb"),
+        (poolkit.quote_ident, ""),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused(function, value: str) -> None:
+    with pytest.raises(AnsibleFilterError):
+        function(value)
+
+
+def hosts(**changes: object) -> dict[str, dict]:
+    facts = {
+        "app_name": "shop",
+        "app_database_password": "p",
+        "app_database_owner_password": "o",
+        "private_address": "192.0.2.1",
+    }
+    return {"web1": facts, "web2": {**facts, "private_address": "192.0.2.2", **changes}}
+
+
+def test_applications_are_collected_once() -> None:
+    (shop,) = poolkit.applications(hosts(), ["web1", "web2"])
+    assert (shop["hosts"], shop["database"], shop["user"]) == (["web1", "web2"], "shop", "shop")
+    assert shop["owner"] == "shop_owner"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"app_name": None}, "web2: app_name is missing"),
+        ({"app_database_password": ""}, "web2: app_database_password is missing"),
+        ({"app_database": "other"}, "web2 and web1 both run the application 'shop' but differ"),
+        ({"app_database": "a b"}, "web2: app_database is 'a b'"),
+        ({"app_database_user": 'x"y'}, "web2: app_database_user is"),
+        (
+            {"app_database_owner": "shop"},
+            "app_database_user and app_database_owner are both 'shop'",
+        ),
+        ({"app_name": "blog", "app_database_user": "shop"}, "both use the database role 'shop'"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict, words: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=words):
+        poolkit.applications(hosts(**changes), ["web1", "web2"])
+
+
+def test_defaults_agree_with_the_role() -> None:
+    """The filter serves plays that cannot see roles/app/defaults: both must say the same."""
+    defaults = yaml.safe_load((ROOT / "roles/app/defaults/main.yml").read_text())
+    (shop,) = poolkit.applications(hosts(), ["web1"])
+    pairs = {
+        "app_database": "database",
+        "app_database_user": "user",
+        "app_database_owner": "owner",
+        "app_database_connection_limit": "connection_limit",
+        "app_database_owner_connection_limit": "owner_connection_limit",
+        "app_database_settings": "settings",
+    }
+    for variable, key in pairs.items():
+        value = defaults[variable]
+        if isinstance(value, str):
+            value = NativeEnvironment().from_string(value).render(app_name="shop")
+        assert value == shop[key], variable
+
+
+def test_rules_name_exactly_the_hosts() -> None:
+    apps = poolkit.applications(hosts(), ["web1", "web2"])
+    rules = poolkit.hba_rules(apps, hosts(), "admin", ["web1"])
+    assert [(r["database"], r["user"], r["address"]) for r in rules] == [
+        ("shop", "shop", "192.0.2.1/32"),
+        ("shop", "shop_owner", "192.0.2.1/32"),
+        ("shop", "shop", "192.0.2.2/32"),
+        ("shop", "shop_owner", "192.0.2.2/32"),
+        ("all", "admin", "192.0.2.1/32"),
+    ]
+
+
+def test_rules_ask_for_a_missing_address() -> None:
+    facts = hosts(private_address=None)
+    apps = poolkit.applications(facts, ["web1", "web2"])
+    with pytest.raises(AnsibleFilterError, match="web2: private_address is missing"):
+        poolkit.hba_rules(apps, facts, "admin", [])
+
+
+def test_pooler_serves_its_own_host_and_never_an_owner() -> None:
+    apps = poolkit.applications(hosts(app_name="blog"), ["web1", "web2"])
+    assert poolkit.pooler_applications(apps, "web2") == [
+        {"name": "blog", "database": "blog", "user": "blog", "password": "p"}
+    ]
+
+
+def test_roles_carry_verifier_mark_and_limit() -> None:
+    roles = poolkit.database_roles(poolkit.applications(hosts(), ["web1"]), SEED)
+    assert list(roles) == ["shop", "shop_owner"]
+    assert roles["shop"]["verifier"] == poolkit.scram_verifier("p", "shop", SEED)
+    assert roles["shop_owner"]["verifier"] == poolkit.scram_verifier("o", "shop_owner", SEED)
+    assert roles["shop"]["connection_limit"] == 30
+    assert roles["shop_owner"]["connection_limit"] == 5
+    assert roles["shop"]["fingerprint"] != roles["shop_owner"]["fingerprint"]
+
+
+SHOW_CONFIG = "default_pool_size|10|20|yes\nlisten_port|6432|6432|no\nquery_wait_timeout|10|120|yes"
+
+
+@pytest.mark.parametrize(
+    ("rendered", "drifting"),
+    [
+        ({"default_pool_size": 10, "listen_port": 6432}, []),
+        ({"default_pool_size": 11}, ["default_pool_size"]),
+        ({"no_such_setting": 1}, ["no_such_setting"]),
+    ],
+)
+def test_drift(rendered: dict, drifting: list[str]) -> None:
+    assert [row["name"] for row in poolkit.settings_drift(SHOW_CONFIG, rendered)] == drifting
+
+
+def test_silent_console_is_a_drift_of_everything() -> None:
+    assert len(poolkit.settings_drift("", {"listen_port": 6432, "pool_mode": "session"})) == 2
+
+
+def test_unknown_variable_comes_with_the_nearest_known_one() -> None:
+    spec = {"app_framework": {}, "app_name": {}}
+    assert poolkit.unknown_variables(["app_name", "app_framwork", "app_xyz"], spec) == [
+        "app_framwork (did you mean app_framework?)",
+        "app_xyz",
+    ]
