@@ -1,7 +1,8 @@
 """Print one line for each application: its address, the path of its database traffic, connections.
 
 Exit code 0 when every application is ready through its pooler, 1 when one is not, 2 when the hosts
-could not be asked. Run it as `make status`, or with --inventory for another fleet.
+could not be asked. Run it as `make status`, or with --inventory for another fleet. Options that it
+does not know go to ansible-playbook: --limit, --ask-vault-pass, --vault-password-file, …
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def main() -> int:
     )
     parser.add_argument("--inventory", help="default: the one of ansible.cfg, inventories/local")
     parser.add_argument("--json", action="store_true", help="print the reports as JSON")
-    options = parser.parse_args()
-    command = ["ansible-playbook", "ansible/playbooks/status.yml"]
+    options, others = parser.parse_known_args()
+    command = ["ansible-playbook", "ansible/playbooks/status.yml", *others]
     if options.inventory:
         command += ["--inventory", options.inventory]
     environment = {

@@ -12,17 +12,12 @@ scripts/stage.sh 2/5 "make check" scripts/check.sh
 scripts/stage.sh 3/5 "Docker engine" scripts/engine.sh
 scripts/stage.sh 4/5 "Host image" scripts/host_image.sh trixie
 
-[ $# -gt 0 ] || set -- $(cd molecule && for folder in */verify.yml; do dirname "$folder"; done)
+[ $# -gt 0 ] || set -- $(cd molecule && for file in */verify.yml; do dirname "$file"; done)
 mkdir -p .cache/molecule
 rm -f .cache/molecule/*
 trap 'molecule destroy --scenario-name default >/dev/null 2>&1 || true' EXIT
 for scenario in "$@"; do
-    log=.cache/molecule/$scenario.log
-    # At -vvv, so that a test can look for secrets in it; the screen shows the tasks and the results.
-    scripts/stage.sh 5/5 "Molecule scenario $scenario (full output: $log)" sh -c "
-        { POOLKIT_VERBOSITY=-vvv molecule test --scenario-name $scenario 2>&1; echo \$? > $log.code; } |
-        tee $log | grep --line-buffered -E '^(TASK|PLAY RECAP|fatal|changed=)|^ *(msg:|- .*(passed|failed|PASSED|FAILED))|: ok=' || true
-        exit \$(cat $log.code)" || { tail -n 60 "$log"; exit 1; }
+    scripts/stage.sh 5/5 "Molecule scenario $scenario" scripts/scenario.sh "$scenario"
 done
-.venv/bin/python scripts/test_summary.py .cache/check.xml .cache/molecule/*.xml
-echo "make test: done in $(($(date +%s) - start)) s"
+python scripts/test_summary.py .cache/check.xml .cache/molecule/*.xml
+say "make test: done in $(($(date +%s) - start)) s"

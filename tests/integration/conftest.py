@@ -30,6 +30,7 @@ def ansible(*command: str, **variables: str) -> subprocess.CompletedProcess[str]
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_FORCE_COLOR": "0",  # Molecule sets it
         **variables,
     }
     return subprocess.run(

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Runs one Molecule scenario from zero. Its full output goes to a file at -vvv, where a test looks for
+# secrets; the screen shows the tasks and the tests' results as they come.
+# usage: scenario.sh NAME
+set -u
+cd "$(dirname "$0")/.."
+log=.cache/molecule/$1.log
+tests=.cache/molecule/$1.tests.log
+mkdir -p .cache/molecule
+: > "$log"; : > "$tests"
+
+POOLKIT_VERBOSITY=-vvv molecule test --scenario-name "$1" > "$log" 2>&1 &
+molecule=$!
+tail -q -n +1 -F --pid=$molecule "$log" "$tests" 2>/dev/null |
+    grep --line-buffered -aE 'TASK \[|fatal:|: ok=|PASSED|FAILED|ERROR at|Executed:' || true
+wait $molecule
+code=$?
+tail -n 3 "$tests"
+[ $code -eq 0 ] || tail -n 60 "$tests" "$log" | cut -c1-2000
+exit $code
