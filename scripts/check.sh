@@ -5,7 +5,8 @@ cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH" ANSIBLE_CONFIG="$PWD/ansible.cfg"
 mkdir -p .cache
 
-echo "ruff";           ruff check --quiet . && ruff format --quiet --check .
+echo "ruff";           ruff check --quiet .
+                       ruff format --quiet --check .
 echo "yamllint";       yamllint --strict .
 echo "syntax";         ansible-playbook --syntax-check site.yml ansible/playbooks/*.yml >/dev/null
 echo "ansible-lint";   ansible-lint --offline --profile production -q

@@ -27,8 +27,7 @@ start_engine() {
 
 grant_socket() {
     say "Giving $(id -un) access to the Docker engine's socket until the engine restarts"
-    command -v setfacl >/dev/null || apt_install acl
-    as_root setfacl -m "u:$(id -un):rw" /var/run/docker.sock
+    as_root chown "$(id -un)" /var/run/docker.sock
 }
 
 if ! answers; then
@@ -50,6 +49,6 @@ version=$(docker version --format '{{.Server.Version}}')
 if [ "${version%%.*}" -lt 28 ]; then
     guard="DOCKER-USER -o poolkit+ ! -i poolkit+ -m conntrack --ctstate NEW -j DROP"
     # shellcheck disable=SC2086
-    as_root iptables -C $guard 2>/dev/null || as_root iptables -I $guard ||
+    (as_root iptables -C $guard) 2>/dev/null || (as_root iptables -I $guard) ||
         fail "Docker $version needs a packet filter rule so that other machines cannot reach the local hosts: run 'sudo iptables -I $guard', then the same command again"
 fi

@@ -21,6 +21,7 @@ if ! docker image inspect "$base" >/dev/null 2>&1; then
             apt_install debootstrap debian-archive-keyring
         root=$(as_root mktemp -d /var/tmp/poolkit-base.XXXXXX)
         trap 'as_root rm -rf "$root"' EXIT
+        trap 'exit 130' INT TERM
         as_root /usr/sbin/debootstrap --variant=minbase "$suite" "$root" "$mirror" >&2 ||
             fail "debootstrap could not make Debian $suite from $mirror: set POOLKIT_DEBIAN_MIRROR to a mirror that this machine reaches"
         as_root tar -C "$root" --one-file-system -c . | docker import - "$base" >/dev/null

@@ -11,6 +11,8 @@ mkdir -p .cache/molecule
 
 POOLKIT_VERBOSITY=-vvv molecule test --scenario-name "$1" > "$log" 2>&1 &
 molecule=$!
+# A background job does not hear Ctrl-C by itself.
+trap 'kill $molecule 2>/dev/null; exit 130' INT TERM
 tail -q -n +1 -F --pid=$molecule "$log" "$tests" 2>/dev/null |
     grep --line-buffered -aE 'TASK \[|fatal:|: ok=|PASSED|FAILED|ERROR at|Executed:' || true
 wait $molecule

@@ -44,21 +44,27 @@ def connections(show_pools: str, database: str) -> tuple[int, int] | None:
 
 
 def reports(playbook_output: dict) -> list[dict]:
-    """Return what the task `Report` of roles/app/tasks/status.yml said, in their order."""
-    return [
-        {"host": host, **result["msg"]}
+    """Return what the task `Report` of roles/app/tasks/status.yml said; {host} of the silent."""
+    said = {
+        host: {"host": host, **result["msg"]}
         for play in playbook_output["plays"]
         for task in play["tasks"]
         for host, result in task["hosts"].items()
-        if task["task"]["name"].endswith("Report") and "msg" in result
-    ]
+        if task["task"]["name"].endswith("Report") and isinstance(result.get("msg"), dict)
+    }
+    asked = [host for host in playbook_output["stats"] if host != "localhost"]
+    return [said.get(host, {"host": host}) for host in asked]
 
 
 def table(rows: list[dict]) -> tuple[Table, bool]:
     """Return the table, and whether every application is ready through its pooler."""
-    view = Table("application", "open", "ready", "path", "clients", "servers")
+    view = Table("application", "host", "open", "ready", "path", "clients", "servers")
     healthy = bool(rows)
     for row in rows:
+        if "application" not in row:
+            view.add_row("", row["host"], "", "no: the host does not answer", "", "", "")
+            healthy = False
+            continue
         ready = row["status"] == 200
         path = row["readiness"].get("path", "unknown")
         healthy &= ready and path in ("pooler", "unknown")
@@ -66,6 +72,7 @@ def table(rows: list[dict]) -> tuple[Table, bool]:
         clients, servers = counted if counted else ("no answer", "no answer")
         view.add_row(
             row["application"],
+            row["host"],
             f"http://{row['address']}:{row['port']}/",
             "yes" if ready else f"no: {row['readiness'].get('reason', 'no answer')}",
             path,

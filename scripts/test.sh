@@ -15,7 +15,10 @@ scripts/stage.sh 4/5 "Host image" scripts/host_image.sh trixie
 [ $# -gt 0 ] || set -- $(cd molecule && for file in */verify.yml; do dirname "$file"; done)
 mkdir -p .cache/molecule
 rm -f .cache/molecule/*
-trap 'molecule destroy --scenario-name default >/dev/null 2>&1 || true' EXIT
+remove_hosts() { molecule destroy --scenario-name default >/dev/null 2>&1 || true; }
+trap remove_hosts EXIT
+trap 'exit 130' INT TERM
+remove_hosts  # of an interrupted run: the test begins from zero
 for scenario in "$@"; do
     scripts/stage.sh 5/5 "Molecule scenario $scenario" scripts/scenario.sh "$scenario"
 done

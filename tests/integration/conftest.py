@@ -1,7 +1,7 @@
 """Fixtures of the tests that talk to deployed hosts.
 
 They take the inventory from ANSIBLE_INVENTORY (default: ansible.cfg's), so the same tests run on
-Molecule's hosts, on those of `make up` and on a staging fleet.
+Molecule's hosts and on those of `make up`.
 """
 
 from __future__ import annotations

@@ -62,10 +62,30 @@ BAD_INPUT = {
     "missing password": ("app_database_password=", "app_database_password is missing"),
     "missing source": ("app_source=/nonexistent", "there is no directory /nonexistent"),
     "source without requirements": ("app_source=/usr/share", "has no requirements.txt"),
-    "port of another program": ("app_port=6432", "port 6432 is in use by pgbouncer.service"),
+    "port of another program": (
+        "app_port=6432 pgbouncer_listen_port=6433",
+        "port 6432 is in use by pgbouncer.service",
+    ),
+    "application on the pooler's port": (
+        "app_port=6432",
+        "app_port and the pooler's port are both",
+    ),
     "pooler's port in use": (
         "pgbouncer_listen_port=8000",
         "port 8000 is in use by django.service",
+    ),
+    "misspelt database variable": (
+        "database_sslmod=require",
+        "database_sslmod (did you mean database_sslmode?)",
+    ),
+    "missing administrator": (
+        "database_admin_password=",
+        "database_admin_password is missing",
+    ),
+    "name of a system service": ("app_name=ssh app_user=root", "belongs to something else"),
+    "role of the administrator": (
+        "database_admin_user=django_owner",
+        "which is database_admin_user",
     ),
     "short seed": ("scram_salt_seed=short", "scram_salt_seed must have at least 16 characters"),
     "owner is the user": (
@@ -96,7 +116,8 @@ def fingerprint(applications: dict[str, Application]) -> Callable[[], dict[str, 
 def test_bad_input_is_refused_before_anything_changes(case: str, fingerprint) -> None:
     variables, words = BAD_INPUT[case]
     before = fingerprint()
-    run = ansible("ansible-playbook", "site.yml", "-e", variables)
+    # Only the preflight, which site.yml imports first: what it lets pass is not refused in time.
+    run = ansible("ansible-playbook", "ansible/playbooks/preflight.yml", "-e", variables)
     output = re.sub(r"\s+", " ", run.stdout + run.stderr)
     assert run.returncode != 0
     assert words in output, output[-3000:]
@@ -175,6 +196,32 @@ def test_unreachable_database_is_named_before_anything_changes(
     words = f"{flask.inventory_host} does not reach PostgreSQL at {flask.database_host}:5999"
     assert words in output, output[-3000:]
     assert fingerprint() == before
+
+
+def test_interrupted_run_is_caught_up(applications: dict[str, Application]) -> None:
+    """Files that were written just before a run was cut off are read by the next run."""
+    flask = applications["flask"]
+    flask.host.check_output("touch /etc/poolkit/flask/app.env /etc/pgbouncer/userlist.txt")
+    play = ("ansible/playbooks/pgbouncer.yml", "ansible/playbooks/app.yml")
+    command = ("ansible-playbook", *play, "--limit", flask.inventory_host)
+    caught_up, again = ansible(*command), ansible(*command)
+    assert (caught_up.returncode, again.returncode) == (0, 0), caught_up.stdout
+    assert changed(caught_up.stdout) == {flask.inventory_host: 2}
+    assert changed(again.stdout) == {flask.inventory_host: 0}
+
+
+def test_stopped_pooler_is_named(applications: dict[str, Application]) -> None:
+    """An application is not deployed onto the fallback in silence."""
+    flask = applications["flask"]
+    flask.host.check_output("systemctl stop pgbouncer")
+    try:
+        run = ansible(
+            *("ansible-playbook", "ansible/playbooks/app.yml", "--limit", flask.inventory_host)
+        )
+    finally:
+        flask.host.check_output("systemctl start pgbouncer")
+    assert run.returncode != 0
+    assert "PgBouncer at 127.0.0.1:6432 refuses the role flask" in re.sub(r"\s+", " ", run.stdout)
 
 
 def test_unhealthy_deployment_fails(applications: dict[str, Application], tmp_path: Path) -> None:

@@ -161,12 +161,40 @@ def test_applications_are_collected_once() -> None:
             {"app_database_owner": "shop"},
             "app_database_user and app_database_owner are both 'shop'",
         ),
-        ({"app_name": "blog", "app_database_user": "shop"}, "both use the database role 'shop'"),
+        ({"app_name": "blog", "app_database_user": "shop"}, "both use the role 'shop'"),
+        ({"app_name": "blog", "app_database": "shop"}, "both use the database 'shop'"),
+        ({"app_name": "root"}, "'root' uses the role 'root', which is database_admin_user"),
     ],
 )
 def test_contradictions_are_refused(changes: dict, words: str) -> None:
     with pytest.raises(AnsibleFilterError, match=words):
-        poolkit.applications(hosts(**changes), ["web1", "web2"])
+        poolkit.applications(hosts(**changes), ["web1", "web2"], "root")
+
+
+def test_connection_limit_grows_with_the_hosts() -> None:
+    limits = [
+        poolkit.applications(hosts(**facts), names)[0]["connection_limit"]
+        for facts, names in (({}, ["web1"]), ({}, ["web1", "web2"]))
+    ]
+    assert limits == [20, 40]
+    given = {"app_database_connection_limit": 7}
+    assert (
+        poolkit.applications({"web2": hosts(**given)["web2"]}, ["web2"])[0]["connection_limit"] == 7
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "literal"),
+    [
+        (5000, "'5000'"),
+        (True, "'on'"),
+        ("O'Neil", "'O''Neil'"),
+        ("a\\b", "E'a\\\\b'"),
+        (["shop", "public"], "'shop', 'public'"),
+    ],
+)
+def test_role_setting_literal(value: object, literal: str) -> None:
+    assert poolkit.setting_literal(value) == literal
 
 
 def test_defaults_agree_with_the_role() -> None:
@@ -177,7 +205,6 @@ def test_defaults_agree_with_the_role() -> None:
         "app_database": "database",
         "app_database_user": "user",
         "app_database_owner": "owner",
-        "app_database_connection_limit": "connection_limit",
         "app_database_owner_connection_limit": "owner_connection_limit",
         "app_database_settings": "settings",
     }
@@ -219,7 +246,7 @@ def test_roles_carry_verifier_mark_and_limit() -> None:
     assert list(roles) == ["shop", "shop_owner"]
     assert roles["shop"]["verifier"] == poolkit.scram_verifier("p", "shop", SEED)
     assert roles["shop_owner"]["verifier"] == poolkit.scram_verifier("o", "shop_owner", SEED)
-    assert roles["shop"]["connection_limit"] == 30
+    assert roles["shop"]["connection_limit"] == 20
     assert roles["shop_owner"]["connection_limit"] == 5
     assert roles["shop"]["fingerprint"] != roles["shop_owner"]["fingerprint"]
 

@@ -23,6 +23,7 @@ def test_silent_pooler_has_no_counts() -> None:
 def row(code: int, path: str) -> dict:
     return {
         "application": "shop",
+        "host": "web1",
         "address": "127.0.0.1",
         "port": 8000,
         "status": code,
@@ -36,7 +37,18 @@ def test_only_the_pooled_path_counts_as_healthy() -> None:
     assert status.table([row(200, "pooler")])[1] is True
     assert status.table([row(200, "pooler"), row(200, "direct")])[1] is False
     assert status.table([row(503, "pooler")])[1] is False
+    assert status.table([row(200, "pooler"), {"host": "web2"}])[1] is False
     assert status.table([])[1] is False
+
+
+def test_silent_host_is_reported() -> None:
+    output = {
+        "plays": [
+            {"tasks": [{"task": {"name": "app : Report"}, "hosts": {"a": {"msg": {"x": 1}}}}]}
+        ],
+        "stats": {"a": {}, "b": {"unreachable": 1}},
+    }
+    assert status.reports(output) == [{"host": "a", "x": 1}, {"host": "b"}]
 
 
 def test_summary_adds_up(tmp_path: Path) -> None:

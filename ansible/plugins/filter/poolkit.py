@@ -121,6 +121,19 @@ def connstr_quote(value: Any) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def setting_literal(value: Any) -> str:
+    """Return the right side of `ALTER ROLE … SET name =`: a literal, or several for a list."""
+    if isinstance(value, list):
+        return ", ".join(setting_literal(part) for part in value)
+    if isinstance(value, bool):
+        return "'on'" if value else "'off'"
+    text = str(value)
+    if isinstance(value, Mapping) or value is None or "\0" in text:
+        raise AnsibleFilterError(f"app_database_settings: {value!r} is no value of a setting")
+    escaped = text.replace("'", "''")
+    return f"E'{escaped.replace(chr(92), chr(92) * 2)}'" if "\\" in text else f"'{escaped}'"
+
+
 def quote_ident(value: str) -> str:
     """Quote an SQL identifier."""
     if not value or "\0" in value:
@@ -128,14 +141,22 @@ def quote_ident(value: str) -> str:
     return '"' + value.replace('"', '""') + '"'
 
 
-def applications(hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]) -> list[dict]:
+CONNECTIONS_PER_HOST = 20
+"""Default share of a host in its application's CONNECTION LIMIT: the pooler's 10 + 2, and 8 in the
+fallback. The limit keeps a stampede past the pooler from taking the database down."""
+
+
+def applications(
+    hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str], admin_user: str | None = None
+) -> list[dict]:
     """Collect the applications of the inventory: one entry for each distinct `app_name`.
 
     hostvars: Ansible's hostvars; hosts: the names of the hosts in the group `applications`.
     Each entry: name, hosts (list), database, user, password, owner, owner_password,
     connection_limit, owner_connection_limit, settings. Defaults equal those in
     roles/app/defaults/main.yml, which other plays cannot see (a unit test compares them).
-    Two hosts of one application that state different facts are refused.
+    Refused: two hosts of one application that state different facts, two applications with one
+    database or role, and a role that is the administrator's.
     """
     found: dict[str, dict] = {}
     for host in hosts:
@@ -148,7 +169,7 @@ def applications(hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]
             "password": _required(facts, "app_database_password", host),
             "owner": facts.get("app_database_owner", f"{name}_owner"),
             "owner_password": _required(facts, "app_database_owner_password", host),
-            "connection_limit": int(facts.get("app_database_connection_limit", 30)),
+            "connection_limit": facts.get("app_database_connection_limit"),
             "owner_connection_limit": int(facts.get("app_database_owner_connection_limit", 5)),
             "settings": dict(facts.get("app_database_settings", {})),
         }
@@ -167,7 +188,10 @@ def applications(hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str]
                 f"{', '.join(differing)}: state them once, in the application's group_vars"
             )
         known["hosts"].append(host)
-    _refuse_shared(found.values())
+    for entry in found.values():
+        default = CONNECTIONS_PER_HOST * len(entry["hosts"])
+        entry["connection_limit"] = int(entry["connection_limit"] or default)
+    _refuse_shared(found.values(), admin_user)
     return list(found.values())
 
 
@@ -189,23 +213,29 @@ def _check_name(value: Any, variable: str, host: str) -> None:
         )
 
 
-def _refuse_shared(entries: Iterable[dict]) -> None:
-    """Two applications may share a database, but never a role: each role has one password."""
-    owners: dict[str, str] = {}
+def _refuse_shared(entries: Iterable[dict], admin_user: str | None) -> None:
+    """Each role has one password and each database one owner, so neither can be shared."""
+    first: dict[tuple[str, str], str] = {}
     for entry in entries:
-        for role in (entry["user"], entry["owner"]):
-            other = owners.setdefault(role, entry["name"])
+        for kind, key in (("database", "database"), ("role", "user"), ("role", "owner")):
+            other = first.setdefault((kind, entry[key]), entry["name"])
             if other != entry["name"]:
                 raise AnsibleFilterError(
-                    f"the applications {other!r} and {entry['name']!r} both use the database role "
-                    f"{role!r}: give each its own app_database_user and app_database_owner"
+                    f"the applications {other!r} and {entry['name']!r} both use the {kind} "
+                    f"{entry[key]!r}: give each its own app_database, app_database_user and "
+                    "app_database_owner"
+                )
+            if kind == "role" and entry[key] == admin_user:
+                raise AnsibleFilterError(
+                    f"the application {entry['name']!r} uses the role {admin_user!r}, which is "
+                    f"database_admin_user: give it its own app_database_{key}"
                 )
 
 
 def database_roles(apps: Iterable[Mapping[str, Any]], seed: str) -> dict[str, dict]:
     """Return the PostgreSQL roles of the applications by name.
 
-    Each: verifier, fingerprint, connection_limit, settings.
+    Each: verifier, fingerprint, connection_limit.
     """
     roles: dict[str, dict] = {}
     for app in apps:
@@ -216,7 +246,6 @@ def database_roles(apps: Iterable[Mapping[str, Any]], seed: str) -> dict[str, di
                 "verifier": verifier,
                 "fingerprint": verifier_fingerprint(verifier),
                 "connection_limit": app[f"{kind}_connection_limit".lstrip("_")],
-                "settings": {} if kind else app["settings"],
             }
     return roles
 
@@ -308,6 +337,7 @@ class FilterModule:
                 pooler_applications,
                 quote_ident,
                 scram_verifier,
+                setting_literal,
                 settings_drift,
                 unknown_variables,
                 userlist_quote,

@@ -37,6 +37,11 @@ options:
     type: list
     elements: str
     default: []
+  required_packages:
+    description: Packages that the requirements file must list.
+    type: list
+    elements: str
+    default: []
   exclude:
     description: Patterns of names (fnmatch) that are left out, at any depth.
     type: list
@@ -76,7 +81,17 @@ MARKER = ".poolkit-release"
 """The last member of each archive: a release that has it was unpacked to its end."""
 
 
-def source_error(source: Path, requirements: str, required_files: list[str]) -> str | None:
+def listed_packages(requirements: str) -> set[str]:
+    """Return the names of a requirements file, with - for each of `-_.` as PyPI compares them."""
+    names = re.findall(
+        r"^([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[|==|@|~=|>|<|;|$)", requirements, re.M
+    )
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+
+
+def source_error(
+    source: Path, requirements: str, required_files: list[str], required_packages: list[str]
+) -> str | None:
     """Return what is wrong with the source, naming the variable to change; None when it is fine."""
     if not source.is_dir():
         return f"app_source: there is no directory {source} on the controller"
@@ -87,8 +102,19 @@ def source_error(source: Path, requirements: str, required_files: list[str]) -> 
             "locked requirements (for example from `uv pip compile --generate-hashes` or "
             "`pip freeze`); app_requirements names another file"
         )
-    if not re.search(r"^gunicorn\b", locked.read_text(), re.MULTILINE | re.IGNORECASE):
-        return f"app_source: {locked} does not list gunicorn, which runs the application: add it"
+    text = locked.read_text()
+    if other := re.search(
+        r"^\s*(-r|-c|-e|--requirement|--constraint|--editable|\./).*", text, re.M
+    ):
+        return (
+            f"app_source: {locked} refers to other files ({other.group().strip()!r}), which would "
+            "not be part of its checksum: lock everything into one file"
+        )
+    missing = [name for name in required_packages if name not in listed_packages(text)]
+    if missing:
+        return (
+            f"app_source: {locked} does not list {', '.join(missing)}, which poolkit runs: add it"
+        )
     for name in required_files:
         if not (source / name).exists():
             return (
@@ -107,6 +133,11 @@ def source_files(source: Path, exclude: list[str]) -> list[Path]:
     files: list[Path] = []
     for folder, folders, names in os.walk(source):
         folders[:] = sorted(name for name in folders if kept(name))
+        linked = [name for name in folders if Path(folder, name).is_symlink()]
+        if linked:
+            raise OSError(
+                f"{Path(folder, linked[0])} links to a directory: put the directory there"
+            )
         files += (Path(folder, name).relative_to(source) for name in names if kept(name))
     return sorted(files)
 
@@ -115,13 +146,18 @@ def pack(source: Path, files: list[Path]) -> bytes:
     """Return a gzip tar archive with the files and the marker; equal content gives equal bytes.
 
     Owners, times and the umask of the controller are left out: only names, bytes and the
-    executable bit count. Symbolic links are followed, so a release does not reach outside itself.
+    executable bit count. A link to a file becomes the file, so a release does not reach outside
+    itself.
     """
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as compressed,
         tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
+        for folder in sorted({parent for name in files for parent in name.parents} - {Path()}):
+            member = tarfile.TarInfo(str(folder))
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(member)
         for name in [*files, Path(MARKER)]:
             path = source / name
             content = b"" if name == Path(MARKER) else path.read_bytes()
@@ -139,13 +175,19 @@ def main() -> None:
             "source": {"type": "path", "required": True},
             "requirements": {"type": "str", "default": "requirements.txt"},
             "required_files": {"type": "list", "elements": "str", "default": []},
+            "required_packages": {"type": "list", "elements": "str", "default": []},
             "exclude": {"type": "list", "elements": "str", "default": []},
             "archive_directory": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
     source = Path(module.params["source"])
-    error = source_error(source, module.params["requirements"], module.params["required_files"])
+    error = source_error(
+        source,
+        module.params["requirements"],
+        module.params["required_files"],
+        module.params["required_packages"],
+    )
     if error:
         module.fail_json(msg=error)
     try:

@@ -1,12 +1,17 @@
-SELECT md5(string_agg(acl, ' ' ORDER BY acl)) AS access FROM (
-    SELECT 'database ' || datname || ' ' || coalesce(datacl::text, '') AS acl
-    FROM pg_catalog.pg_database WHERE datname = current_database()
-    UNION ALL
-    SELECT 'schema ' || coalesce(nspacl::text, '') FROM pg_catalog.pg_namespace WHERE nspname = 'public'
-    UNION ALL
-    SELECT 'relation ' || relname || ' ' || coalesce(relacl::text, '')
-    FROM pg_catalog.pg_class WHERE relnamespace = 'public'::regnamespace
-    UNION ALL
-    SELECT 'default ' || defaclrole || defaclobjtype::text || ' ' || defaclacl::text
-    FROM pg_catalog.pg_default_acl
-) AS every_acl
+SELECT (
+    SELECT md5(string_agg(acl, ' ' ORDER BY acl)) FROM (
+        SELECT 'database ' || datname || ' ' || coalesce(datacl::text, '') AS acl
+        FROM pg_catalog.pg_database WHERE datname = current_database()
+        UNION ALL
+        SELECT 'schema ' || coalesce(nspacl::text, '') FROM pg_catalog.pg_namespace WHERE nspname = 'public'
+        UNION ALL
+        SELECT 'relation ' || relname || ' ' || coalesce(relacl::text, '')
+        FROM pg_catalog.pg_class WHERE relnamespace = 'public'::regnamespace
+        UNION ALL
+        SELECT 'default ' || defaclrole || defaclobjtype::text || ' ' || defaclacl::text
+        FROM pg_catalog.pg_default_acl
+        UNION ALL
+        SELECT 'setting ' || setrole || ' ' || setconfig::text FROM pg_catalog.pg_db_role_setting
+        JOIN pg_catalog.pg_database ON pg_database.oid = setdatabase WHERE datname = current_database()
+    ) AS every_acl
+) AS access, has_schema_privilege('public', 'public', 'CREATE') AS everybody_may_create
