@@ -82,7 +82,7 @@ BAD_INPUT = {
         "database_admin_password=",
         "database_admin_password is missing",
     ),
-    "name of a system service": ("app_name=ssh app_user=root", "belongs to something else"),
+    "account of somebody else": ("app_user=root", "belongs to something else"),
     "role of the administrator": (
         "database_admin_user=django_owner",
         "which is database_admin_user",
