@@ -202,7 +202,7 @@ def test_unreachable_database_is_named_before_anything_changes(
 def test_interrupted_run_is_caught_up(applications: dict[str, Application]) -> None:
     """Files that were written just before a run was cut off are read by the next run."""
     flask = applications["flask"]
-    flask.host.check_output("touch /etc/poolkit/flask/app.env /etc/pgbouncer/userlist.txt")
+    flask.host.check_output("touch /etc/poolkit/flask/app.env /etc/pgbouncer/.poolkit-pending")
     play = ("ansible/playbooks/pgbouncer.yml", "ansible/playbooks/app.yml")
     command = ("ansible-playbook", *play, "--limit", flask.inventory_host)
     caught_up, again = ansible(*command), ansible(*command)

@@ -10,7 +10,7 @@ import pytest
 from conftest import Application, resolve
 
 SECRET_FILES = {
-    "/etc/pgbouncer/userlist.txt": ("postgres", 0o400),
+    "/etc/pgbouncer/userlist.txt": ("root", 0o640),
     "/etc/pgbouncer/pgbouncer.ini": ("root", 0o640),
     "/etc/poolkit/{name}/app.env": ("root", 0o600),
     "/etc/poolkit/{name}/migrate.env": ("root", 0o600),

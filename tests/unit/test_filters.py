@@ -251,25 +251,6 @@ def test_roles_carry_verifier_mark_and_limit() -> None:
     assert roles["shop"]["fingerprint"] != roles["shop_owner"]["fingerprint"]
 
 
-SHOW_CONFIG = "default_pool_size|10|20|yes\nlisten_port|6432|6432|no\nquery_wait_timeout|10|120|yes"
-
-
-@pytest.mark.parametrize(
-    ("rendered", "drifting"),
-    [
-        ({"default_pool_size": 10, "listen_port": 6432}, []),
-        ({"default_pool_size": 11}, ["default_pool_size"]),
-        ({"no_such_setting": 1}, ["no_such_setting"]),
-    ],
-)
-def test_drift(rendered: dict, drifting: list[str]) -> None:
-    assert [row["name"] for row in poolkit.settings_drift(SHOW_CONFIG, rendered)] == drifting
-
-
-def test_silent_console_is_a_drift_of_everything() -> None:
-    assert len(poolkit.settings_drift("", {"listen_port": 6432, "pool_mode": "session"})) == 2
-
-
 def test_unknown_variable_comes_with_the_nearest_known_one() -> None:
     spec = {"app_framework": {}, "app_name": {}}
     assert poolkit.unknown_variables(["app_name", "app_framwork", "app_xyz"], spec) == [

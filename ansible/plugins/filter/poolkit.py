@@ -293,18 +293,9 @@ def hba_rules(
     ]
 
 
-def settings_drift(show_config: str, settings: Mapping[str, Any]) -> list[dict]:
-    """Compare `SHOW CONFIG` (psql -At: key|value|default|changeable) with the rendered settings.
-
-    Returns one {name, rendered, live} for each setting that the running process does not have.
-    An unreachable console (no output) is a drift of every setting.
-    """
-    live = dict(line.split("|")[:2] for line in show_config.splitlines() if line.count("|") >= 3)
-    return [
-        {"name": name, "rendered": str(value), "live": live.get(name)}
-        for name, value in sorted(settings.items())
-        if live.get(name) != str(value)
-    ]
+def pooler_database(app: Mapping[str, Any], host: str, port: int) -> dict[str, Any]:
+    """Return the [databases] entry of an application: where PgBouncer finds its database."""
+    return {"host": host, "port": port, "dbname": app["database"]}
 
 
 def unknown_variables(names: Iterable[str], spec: Mapping[str, Any]) -> list[str]:
@@ -335,10 +326,10 @@ class FilterModule:
                 pg_uri,
                 pgpass_field,
                 pooler_applications,
+                pooler_database,
                 quote_ident,
                 scram_verifier,
                 setting_literal,
-                settings_drift,
                 unknown_variables,
                 userlist_quote,
                 verifier_fingerprint,

@@ -1,0 +1,137 @@
+"""The pure parts of the configuration transaction; tests/integration/test_pgbouncer.py runs it."""
+
+import pgbouncer_config
+import pytest
+
+INI = """; made by Ansible
+[databases]
+shop = host='db1' port='5432' dbname='it''s' pool_size='7'
+
+[users]
+shop = max_user_connections=3
+
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = 6432
+pool_mode = transaction
+query_wait_timeout = 10
+auth_file = /etc/pgbouncer/userlist.txt
+unix_socket_dir = /var/run/postgresql
+"""
+
+
+class Console:
+    """What a running process shows, in PgBouncer 1.24's columns."""
+
+    def __init__(self, **changes: str) -> None:
+        self.changes = changes
+
+    def show(self, what: str, key: str) -> dict[str, dict[str, str]]:
+        changeable = {
+            "resolv_conf": "no",
+            "listen_port": "no",
+            "listen_addr": "no",
+            "unix_socket_dir": "no",
+        }
+        parsed = pgbouncer_config.parse_ini(INI)
+        if what == "CONFIG":
+            values = {**parsed["pgbouncer"], "resolv_conf": "", "unix_socket_mode": "511"}
+            defaults = {"resolv_conf": "", "unix_socket_mode": "0777"}
+            return {
+                name: {
+                    "value": self.changes.get(name, value),
+                    "default": defaults.get(name, "other"),
+                    "changeable": changeable.get(name, "yes"),
+                }
+                for name, value in values.items()
+            }
+        if what == "DATABASES":
+            row = {"host": "db1", "port": "5432", "database": "it's", "pool_size": "7"}
+            row |= {"force_user": self.changes.get("force_user", "")}
+            row |= {k: v for k, v in self.changes.items() if k in row}
+            names = ["shop", "pgbouncer", *filter(None, [self.changes.get("extra")])]
+            return {name: dict(row) for name in names}
+        return {"shop": {"max_user_connections": self.changes.get("limit", "3")}}
+
+
+def drift(**changes: str) -> list[str]:
+    return pgbouncer_config.drift(pgbouncer_config.parse_ini(INI), Console(**changes))
+
+
+def test_parsing() -> None:
+    sections = pgbouncer_config.parse_ini(INI)
+    assert sections["pgbouncer"]["pool_mode"] == "transaction"
+    assert pgbouncer_config.parse_connstr(sections["databases"]["shop"]) == {
+        "host": "db1",
+        "port": "5432",
+        "dbname": "it's",
+        "pool_size": "7",
+    }
+
+
+def test_equal_process_has_no_drift() -> None:
+    assert drift() == []
+    assert drift(query_wait_timeout="10.0") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pool_mode": "session"}, "pool_mode is 'session' and should be 'transaction'"),
+        ({"query_wait_timeout": "120"}, "query_wait_timeout is '120' and should be '10'"),
+        ({"resolv_conf": "/old"}, "resolv_conf is '/old' and should be ''"),
+        ({"unix_socket_mode": "448"}, "unix_socket_mode is '448' and should be '0777'"),
+        ({"pool_size": "9"}, "database shop: pool_size is '9' and should be '7'"),
+        ({"host": "db2"}, "database shop: host is 'db2'"),
+        ({"extra": "old"}, "database old is still there"),
+        ({"force_user": "root"}, "database shop: the forced user is 'root'"),
+        ({"limit": "4"}, "user shop: max_user_connections is '4' and should be '3'"),
+    ],
+)
+def test_drift_is_named(changes: dict, words: str) -> None:
+    assert any(words in statement for statement in drift(**changes))
+
+
+def test_restart_is_asked_for_by_the_process_itself() -> None:
+    sections = pgbouncer_config.parse_ini(INI)
+    assert pgbouncer_config.restart_only(sections, Console(pool_mode="session")) == []
+    assert pgbouncer_config.restart_only(sections, Console(listen_port="1")) == ["listen_port"]
+    assert pgbouncer_config.restart_only(sections, Console(resolv_conf="/old")) == ["resolv_conf"]
+    assert pgbouncer_config.restart_only(sections, Console(force_user="u")) == [
+        "databases.shop.user"
+    ]
+
+
+def test_changed_names() -> None:
+    before = pgbouncer_config.parse_ini(INI)
+    after = pgbouncer_config.parse_ini(INI.replace("= 10", "= 11").replace("shop = max", "x = max"))
+    assert pgbouncer_config.changed_names(before, after) == [
+        "pgbouncer.query_wait_timeout",
+        "users.shop",
+        "users.x",
+    ]
+
+
+def test_trial_has_no_address_and_its_own_files() -> None:
+    trial = pgbouncer_config.trial_config(INI, {"/etc/pgbouncer/userlist.txt": "/run/t/userlist"})
+    settings = pgbouncer_config.parse_ini(trial)["pgbouncer"]
+    assert (settings["listen_addr"], settings["unix_socket_dir"]) == ("", "")
+    assert settings["auth_file"] == "/run/t/userlist"
+    assert settings["listen_port"] == "6432"
+
+
+@pytest.mark.parametrize(
+    ("output", "error"),
+    [
+        ("2026 UTC [1] LOG fd limit\n2026 UTC [1] FATAL nowhere to listen on", None),
+        ("2026 UTC [1] FATAL cannot load config file", "FATAL cannot load config file"),
+        (
+            "x [1] WARNING could not parse hba config line 2\nx [1] FATAL nowhere to listen on",
+            "WARNING could not parse hba config line 2",
+        ),
+        ("", "it printed nothing"),
+        ("x [1] ERROR /run/t/u:3 broken", "ERROR /etc/u:3 broken"),
+    ],
+)
+def test_trials_verdict(output: str, error: str | None) -> None:
+    assert pgbouncer_config.trial_error(output, {"/etc/u": "/run/t/u"}) == error

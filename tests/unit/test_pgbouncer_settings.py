@@ -1,0 +1,129 @@
+"""The typed catalogue: what is refused, with which words, on which version."""
+
+from pathlib import Path
+
+import pgbouncer_settings
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CATALOGUE = yaml.safe_load((ROOT / "roles/pgbouncer/files/settings.yml").read_text())
+FIXED = {"listen_port": "pgbouncer_listen_port"}
+
+
+def errors(settings=None, databases=None, users=None, version="1.24.1-1+deb13u2") -> list[str]:
+    return pgbouncer_settings.pgbouncer_errors(
+        settings or {}, databases or {}, users or {}, CATALOGUE, version, FIXED
+    )
+
+
+def test_catalogue_is_whole() -> None:
+    counts = {section: len(names) for section, names in CATALOGUE.items()}
+    assert counts == {"pgbouncer": 101, "databases": 23, "users": 10, "peers": 3}
+    types = {spec["type"] for names in CATALOGUE.values() for spec in names.values()}
+    assert types <= {*pgbouncer_settings.NUMBER, "enum", "comma_list", "path", "string"}
+
+
+def test_defaults_of_the_role_pass_on_every_version() -> None:
+    defaults = yaml.safe_load((ROOT / "roles/pgbouncer/vars/main.yml").read_text())
+    settings = {**defaults["_pgbouncer_settings"], "server_tls_sslmode": "prefer"}
+    for version in defaults["_pgbouncer_versions"].values():
+        assert errors(settings, version=version) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"query_wait_timeout": "30s"}, "is '30s': PgBouncer reads seconds without a unit"),
+        ({"query_wait_timeout": -1}, "is -1: PgBouncer reads seconds"),
+        ({"default_pool_size": "abc"}, "is 'abc': PgBouncer reads a whole number"),
+        ({"default_pool_size": 1.5}, "is 1.5: PgBouncer reads a whole number"),
+        ({"default_pool_size": True}, "is True: PgBouncer reads a whole number"),
+        ({"log_connections": True}, "is True: PgBouncer reads 0 or 1"),
+        ({"log_connections": "yes"}, "is 'yes': PgBouncer reads 0 or 1"),
+        ({"stats_period": "1.5"}, "is '1.5': PgBouncer reads whole seconds without a unit"),
+        ({"unix_socket_mode": 511}, "is 511: PgBouncer reads an octal number"),
+        ({"pool_mode": "query"}, "is 'query': use one of session, transaction, statement"),
+        ({"pool_mode": "transaction ; fast"}, "use one of"),
+        ({"admin_users": "admin ; ops"}, "a comment at the end of a line"),
+        ({"admin_users": ["a b"]}, "no blanks and commas inside a name"),
+        ({"server_check_query": "select 1\n[users]"}, "has a line break"),
+        ({"server_check_query": " select 1"}, "a blank at its start or end"),
+        ({"server_check_query": ["a"]}, "is a list: PgBouncer reads one string here"),
+        ({"server_tls_ca_file": "ca.pem"}, "give an absolute path"),
+        ({"job_name": 5}, "give it as text, in quotes"),
+        ({"defalt_pool_size": 5}, "no such setting (did you mean default_pool_size?)"),
+        ({"listen_port": 5}, "the role sets it: use pgbouncer_listen_port"),
+        ({"transaction_timeout": 5}, "needs PgBouncer 1.25.0, the host has 1.24.1"),
+        ({"idle_in_transaction_session_timeout": 5}, "use idle_transaction_timeout here"),
+        ({"statement_timeout": 5}, "use query_timeout here"),
+        ({"max_connections": 5}, "use max_client_conn"),
+        ({"pool_size": 5}, "use default_pool_size"),
+    ],
+)
+def test_setting_is_refused(settings: dict, words: str) -> None:
+    (message,) = errors(settings)
+    assert message.startswith(f"pgbouncer_settings.{next(iter(settings))}")
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("databases", "words"),
+    [
+        ({"shop": {"pool_size": "abc"}}, "pgbouncer_databases['shop'].pool_size is 'abc'"),
+        ({"shop": {"idle_transaction_timeout": 5}}, "use it in pgbouncer_settings or"),
+        ({"shop": {"default_pool_size": 5}}, "use pool_size"),
+        ({"shop": {"password": "x"}}, "leave it out"),
+        ({"shop": {"pool_mode": "query"}}, "use one of session, transaction, statement"),
+        ({"shop": 5}, "is 5: give a mapping"),
+        ({"my shop": {}}, "use the characters"),
+        ({"a]\n[users": {}}, "use the characters"),
+        ({"pgbouncer": {}}, "not the name pgbouncer"),
+    ],
+)
+def test_database_is_refused(databases: dict, words: str) -> None:
+    (message,) = errors(databases=databases)
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("users", "words"),
+    [
+        ({"shop": {"max_db_connections": 5}}, "use max_user_connections"),
+        ({"shop": {"query_timeout": "5s"}}, "whole seconds without a unit"),
+        ({"shop": {"pool_mod": "session"}}, "did you mean pool_mode?"),
+        ({'a"b': {}}, "use the characters"),
+    ],
+)
+def test_user_is_refused(users: dict, words: str) -> None:
+    (message,) = errors(users=users)
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "databases", "users", "words"),
+    [
+        ({"max_prepared_statements": 100}, {}, {}, "needs PgBouncer 1.21.0, the host has 1.18.0"),
+        ({"peer_id": 1}, {}, {}, "needs PgBouncer 1.19.0"),
+        ({}, {"shop": {"reserve_pool_size": 1}}, {}, "needs PgBouncer 1.24.0, the host has 1.18.0"),
+        ({}, {"shop": {"reserve_pool_size": 1}}, {}, "use reserve_pool"),
+        ({}, {}, {"shop": {"pool_size": 1}}, "needs PgBouncer 1.23.0"),
+    ],
+)
+def test_older_version_is_respected(settings, databases, users, words: str) -> None:
+    (message,) = errors(settings, databases, users, version="1.18.0-1+deb12u1")
+    assert words in message
+
+
+def test_good_values_pass() -> None:
+    settings = {
+        "query_wait_timeout": 7.5,
+        "unix_socket_mode": "0770",
+        "admin_users": ["ops", "root"],
+        "auth_query": "SELECT usename; -- not a comment of PgBouncer",
+        "default_pool_size": "7",
+        "logfile": "",
+    }
+    assert errors(settings, {"shop": {"pool_size": 5, "pool_mode": "session"}}) == []
+    assert errors(users={"shop": {"max_user_connections": 3}}) == []
+    assert pgbouncer_settings.pgbouncer_value(["ops", "root"]) == "ops, root"
