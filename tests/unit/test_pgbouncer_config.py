@@ -135,3 +135,9 @@ def test_trial_has_no_address_and_its_own_files() -> None:
 )
 def test_trials_verdict(output: str, error: str | None) -> None:
     assert pgbouncer_config.trial_error(output, {"/etc/u": "/run/t/u"}) == error
+
+
+def test_diff_hides_a_clear_text_password() -> None:
+    line = "shop = host=db1 password='it''s me' user=x\nblog = password=abc host=db1"
+    hidden = pgbouncer_config.CLEAR_PASSWORD.sub("password=***", line)
+    assert hidden == "shop = host=db1 password=*** user=x\nblog = password=*** host=db1"

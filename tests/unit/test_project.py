@@ -1,5 +1,8 @@
 """The project's own files agree with each other."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jinja2
@@ -52,3 +55,18 @@ def test_tasks_that_carry_secrets_are_silent() -> None:
                 found += 1
                 assert task.get("no_log") is True, f"{path}: {task['name']}"
     assert found == 4
+
+
+def test_example_inventory_asks_for_its_secrets() -> None:
+    """inventories/production as it stands is refused for the secrets that are to be filled in."""
+    programs = Path(sys.executable).parent
+    run = subprocess.run(
+        ["ansible-playbook", "-i", "inventories/production", "ansible/playbooks/preflight.yml"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode != 0
+    assert "database_admin_password is missing" in run.stdout
+    assert "scram_salt_seed is missing" in run.stdout

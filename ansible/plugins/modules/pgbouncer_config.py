@@ -8,6 +8,7 @@ import csv
 import fcntl
 import grp
 import io
+import json
 import os
 import pwd
 import re
@@ -118,7 +119,6 @@ DATABASE_COLUMNS = {
     "max_db_connections": "max_connections",
     "max_db_client_connections": "max_client_connections",
     "server_lifetime": "server_lifetime",
-    "load_balance_hosts": "load_balance_hosts",
 }
 """[databases] key -> column of SHOW DATABASES (before 1.24 reserve_pool_size was reserve_pool)."""
 
@@ -133,6 +133,9 @@ USER_COLUMNS = (
 
 OWN_SETTINGS = ("conffile", "verbose", "user", "job_name", "service_name")
 """Settings that the command line and the service give the process."""
+
+CLEAR_PASSWORD = re.compile(r"password\s*=\s*('(?:[^']|'')*'|\S+)")
+"""What a file from before poolkit may hold, and a diff must not show."""
 
 NEUTRAL_USER = "max_user_connections=-1"
 """A [users] line that resets every limit of the user: a key that is not given goes to "unset"."""
@@ -266,8 +269,9 @@ def drift(sections: Sections, console: Console) -> list[str]:
         wanted = parse_connstr(text)
         pairs = [(key, DATABASE_COLUMNS[key]) for key in wanted if key in DATABASE_COLUMNS]
         for key, column in pairs if row else []:
-            live = row.get(column, row.get("reserve_pool"))
-            if not same(wanted[key], live):
+            live = row.get("reserve_pool" if column not in row and "reserve" in column else column)
+            shows_global = key == "server_lifetime" and wanted[key] == "0"
+            if not shows_global and not same(wanted[key], live):
                 found.append(f"database {name}: {key} is {live!r} and should be {wanted[key]!r}")
         if row and row["force_user"] != wanted.get("user", ""):
             found.append(f"database {name}: the forced user is {row['force_user']!r}")
@@ -342,8 +346,12 @@ class Transaction:
         every = [module.params["config"], *module.params["files"], module.params["userlist"]]
         self.after = {file["path"]: file["content"] for file in every}
         self.before = {path: self.read(path) for path in self.after}
-        # There from before the swap until the proof: a run that was killed between is caught up.
+        # Holds the old files from before the swap until the proof: a run that was killed between is
+        # caught up by the next one, and can still be undone by it.
         self.pending = Path(self.config_path).with_name(".poolkit-pending")
+        if self.pending.exists():
+            with contextlib.suppress(ValueError):
+                self.before.update(json.loads(self.pending.read_text()))
 
     @staticmethod
     def read(path: str) -> str | None:
@@ -426,7 +434,7 @@ class Transaction:
                 ["systemctl", verb, self.service],
                 capture_output=True,
                 text=True,
-                timeout=self.timeout + 10,
+                timeout=self.timeout + 120,  # systemd itself waits 90 s for a stop
             )
         except subprocess.TimeoutExpired:
             raise Refused(f"systemctl {verb} {self.service} did not end in time") from None
@@ -487,9 +495,13 @@ class Transaction:
         sockets = subprocess.run(
             ["ss", "-Hltn", "--cgroup", f"sport = :{port}"], capture_output=True, text=True
         ).stdout
-        if f"/{self.service}.service" in sockets:
+        own = [line for line in sockets.splitlines() if f"/{self.service}.service" in line]
+        addresses = [part.strip() for part in settings["listen_addr"].split(",")]
+        literal = [address for address in addresses if re.fullmatch(r"[0-9.]+", address)]
+        deaf = [a for a in literal if not any(f" {a}:{port} " in line for line in own)]
+        if own and not deaf:
             return []
-        return [f"nothing of {self.service} listens on port {port}"]
+        return [f"{self.service} does not listen on {', '.join(deaf) or 'any address'}:{port}"]
 
     def run(self) -> dict:
         """Carry the change out; return the module's result or raise Refused with the reason."""
@@ -499,22 +511,23 @@ class Transaction:
         self.live_sections = parse_ini(old)
         names = changed_names(self.live_sections, parse_ini(new))
         files = [path for path in self.after if self.before[path] != self.after[path]]
+        touched = bool(files) or self.pending.exists() or not self.right_modes()
         self.try_candidate()
         if self.module.check_mode:
-            action, reasons = self.forecast(bool(files), parse_ini(new))
-            return self.result(bool(files) or action != "none", action, names, reasons, start)
-        touched = bool(files) or self.pending.exists() or not self.right_modes()
+            action, reasons = self.forecast(touched, new)
+            return self.result(action != "none", action, names, reasons, start)
         if not touched and self.running() and not self.problems(new):
             return self.result(False, "none", names, [], start)
         removed = sorted(
             set(parse_ini(old).get("users", {})) - set(parse_ini(new).get("users", {}))
         )
-        self.pending.touch()
-        self.write(self.after)
+        self.pending.touch(mode=0o600)
+        self.pending.write_text(json.dumps(self.before))
         try:
+            self.write(self.after)
             action, reasons = self.apply(new, removed)
             self.prove(new)
-        except Refused as error:
+        except Exception as error:  # whatever it was, half a change must not stay
             self.restore(error)
         self.pending.unlink()
         return self.result(True, action, names, reasons, start)
@@ -526,31 +539,27 @@ class Transaction:
         except Refused as error:
             return [str(error)]
 
-    def forecast(self, changed: bool, sections: Sections) -> tuple[str, list[str]]:
+    def forecast(self, touched: bool, text: str) -> tuple[str, list[str]]:
         """Return what a real run would do."""
         if not self.running():
             return "start", []
         try:
-            reasons = restart_only(sections, self.console(self.live_sections))
-        except Refused:
-            return "restart", ["the admin console does not answer"]
+            reasons = restart_only(parse_ini(text), self.console(self.live_sections))
+        except Refused as error:
+            return "restart", [str(error)]
         if reasons:
             return "restart", reasons
-        return ("reload" if changed or self.problems_of(sections) else "none"), []
+        return ("reload" if touched or self.problems(text) else "none"), []
 
-    def problems_of(self, sections: Sections) -> list[str]:
-        with contextlib.suppress(Refused):
-            return drift(sections, self.console(sections))
-        return ["the admin console does not answer"]
-
-    def restore(self, error: Refused) -> None:
+    def restore(self, error: Exception) -> None:
         """Put the old files back, prove that they serve again, and fail with the reason."""
         old = self.before[self.config_path]
         if old is None:
             self.module.fail_json(msg=f"{error}. There was no configuration before", restored=False)
         self.write(self.before)
         try:
-            self.apply(old, [])
+            new_users = parse_ini(self.after[self.config_path]).get("users", {})
+            self.apply(old, sorted(set(new_users) - set(parse_ini(old).get("users", {}))))
             self.prove(old)
         except Refused as second:
             self.module.fail_json(
@@ -575,7 +584,7 @@ class Transaction:
                 {
                     "before_header": path,
                     "after_header": path,
-                    "before": self.before[path] or "",
+                    "before": CLEAR_PASSWORD.sub("password=***", self.before[path] or ""),
                     "after": content,
                 }
                 for path, content in self.after.items()
@@ -622,7 +631,7 @@ def main() -> None:
             module.exit_json(changed=True, action="start", settings=[], restart_reason=[])
         module.fail_json(msg="PgBouncer is not installed on this host")
     try:
-        with exclusive("/run/lock/poolkit-pgbouncer.lock", module.params["timeout_seconds"] * 3):
+        with exclusive("/run/poolkit-pgbouncer.lock", module.params["timeout_seconds"] * 3):
             module.exit_json(**Transaction(module).run())
     except Refused as error:
         module.fail_json(msg=f"{error}. Nothing was changed.")
