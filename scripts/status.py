@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -58,7 +59,9 @@ def reports(playbook_output: dict) -> list[dict]:
 
 def table(rows: list[dict]) -> tuple[Table, bool]:
     """Return the table, and whether every application is ready through its pooler."""
-    view = Table("application", "host", "open", "ready", "path", "clients", "servers")
+    names = ("application", "host", "open", "ready", "path", "clients", "servers")
+    view = Table(*names, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    view.columns[2].no_wrap = True  # an address that is cut off cannot be opened
     healthy = bool(rows)
     for row in rows:
         if "application" not in row:
