@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs everything: make check, then Molecule on hosts of its own, which are removed at the end.
-# usage: test.sh [SCENARIO …]     default: every scenario of molecule/ that verifies something
+# usage: test.sh [SCENARIO …]     default: every scenario of molecule/
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -10,9 +10,9 @@ scripts/stage.sh 1/5 "Python environment" scripts/venv.sh
 export PATH="$PWD/.venv/bin:$PATH"
 scripts/stage.sh 2/5 "make check" scripts/check.sh
 scripts/stage.sh 3/5 "Docker engine" scripts/engine.sh
-scripts/stage.sh 4/5 "Host image" scripts/host_image.sh trixie
+scripts/stage.sh 4/5 "Host images" sh -c 'scripts/host_image.sh trixie && scripts/host_image.sh bookworm'
 
-[ $# -gt 0 ] || set -- $(cd molecule && for file in */verify.yml; do dirname "$file"; done)
+[ $# -gt 0 ] || set -- $(cd molecule && for file in */molecule.yml; do dirname "$file"; done | grep -v '^default$')
 mkdir -p .cache/molecule
 rm -f .cache/molecule/*
 remove_hosts() { molecule destroy --scenario-name default >/dev/null 2>&1 || true; }

@@ -1,60 +1,16 @@
-"""Fixtures of the tests that talk to deployed hosts.
-
-They take the inventory from ANSIBLE_INVENTORY (default: ansible.cfg's), so the same tests run on
-Molecule's hosts and on those of `make up`.
-"""
+"""Fixtures of the tests of a whole deployment: Molecule's hosts, or those of `make up`."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import pytest
-import testinfra
+from fleet import connect, resolve
 from testinfra.host import Host
 
-ROOT = Path(__file__).resolve().parents[2]
 FRAMEWORKS = ("django", "fastapi", "flask")
-
-
-def ansible(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run one of Ansible's programs from the project's root and return what it printed."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-        "ANSIBLE_NOCOLOR": "1",
-        "ANSIBLE_FORCE_COLOR": "0",  # Molecule sets it
-        **variables,
-    }
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
-
-
-def resolve(hosts: str, **expressions: str) -> dict[str, dict]:
-    """Return, for each host, the values that Jinja expressions have there; asks no host."""
-    message = "{{ {" + ", ".join(f"'{k}': {v}" for k, v in expressions.items()) + "} }}"
-    run = ansible(
-        *("ansible", hosts, "-m", "ansible.builtin.debug", "-a", json.dumps({"msg": message})),
-        ANSIBLE_STDOUT_CALLBACK="ansible.posix.json",
-        ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    tasks = json.loads(run.stdout)["plays"][0]["tasks"][0]["hosts"]
-    return {host: result["msg"] for host, result in tasks.items()}
-
-
-def connect(host: str, connection: str, address: str) -> Host:
-    if connection.endswith("docker"):
-        return testinfra.get_host(f"docker://{address}")
-    return testinfra.get_host(f"ansible://{host}")
 
 
 @dataclass(frozen=True)

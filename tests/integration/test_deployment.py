@@ -9,7 +9,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from conftest import ROOT, Application, ansible, resolve
+from conftest import Application
+from fleet import ROOT, ansible, resolve
 
 LOG = Path(os.environ.get("POOLKIT_DEPLOYMENT_LOG", ROOT / ".cache/molecule/ansible.log"))
 

@@ -7,7 +7,8 @@ import sys
 from urllib.parse import quote
 
 import pytest
-from conftest import Application, resolve
+from conftest import Application
+from fleet import resolve
 
 SECRET_FILES = {
     "/etc/pgbouncer/userlist.txt": ("root", 0o640),

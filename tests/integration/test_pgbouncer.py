@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from conftest import Application, ansible
+from conftest import Application
+from fleet import ansible
 
 CLIENTS = """
 import json, os, sys, threading, time

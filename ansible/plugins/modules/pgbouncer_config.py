@@ -34,6 +34,7 @@ from ansible.module_utils.pgbouncer_text import (
     Sections,
     changed_names,
     drift,
+    parse_connstr,
     parse_ini,
     restart_only,
     trial_config,
@@ -171,16 +172,42 @@ def pem_pair_error(certificate: str, key: str) -> str | None:
     return None
 
 
-def served_certificate(host: str, port: int) -> bytes:
-    """Return the certificate (DER) that a PgBouncer shows its clients."""
+def server_tls_error(host: str, port: int, ca_file: str, full: bool) -> str | None:
+    """Return why PostgreSQL's certificate would be refused; None also when it does not answer.
+
+    A database that is down must not stand in the way of a change of the pooler.
+    """
+    try:
+        with tls_to(host, port, ca_file, full):
+            return None
+    except ssl.SSLError as error:
+        return f"{host}:{port}: {getattr(error, 'verify_message', error)}"
+    except (OSError, Refused):
+        return None
+
+
+@contextlib.contextmanager
+def tls_to(
+    host: str, port: int, ca_file: str | None = None, full: bool = False
+) -> Iterator[ssl.SSLSocket]:
+    """Open TLS as PostgreSQL's protocol does; raise Refused when the other side offers none."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.check_hostname = full
+    context.verify_mode = ssl.CERT_REQUIRED if ca_file else ssl.CERT_NONE
+    if ca_file:
+        context.load_verify_locations(ca_file)
     with socket.create_connection((host, port), timeout=5) as plain:
         plain.sendall(SSL_REQUEST)
         if plain.recv(1) != b"S":
             raise Refused(f"{host}:{port} offers no TLS")
-        with context.wrap_socket(plain) as secure:
-            return secure.getpeercert(binary_form=True)
+        with context.wrap_socket(plain, server_hostname=host) as secure:
+            yield secure
+
+
+def served_certificate(host: str, port: int) -> bytes:
+    """Return the certificate (DER) that a PgBouncer shows its clients."""
+    with tls_to(host, port) as secure:
+        return secure.getpeercert(binary_form=True)
 
 
 class Transaction:
@@ -304,6 +331,7 @@ class Transaction:
                 Path(trial).chmod(0o400)
             os.chown(directory, owner.pw_uid, owner.pw_gid)
             self.try_certificates(settings, moved)
+            self.try_servers(sections, moved)
             try:
                 done = subprocess.run(
                     ["pgbouncer", moved[self.process_path(1)]],
@@ -336,6 +364,25 @@ class Transaction:
                     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca)
                 except (ssl.SSLError, OSError) as error:
                     raise Refused(f"{names[2]} holds no certificate: {error}") from None
+
+    @staticmethod
+    def try_servers(sections: Sections, moved: dict[str, str]) -> None:
+        """Refuse a PostgreSQL whose certificate does not pass server_tls_sslmode's check."""
+        settings = sections.get("pgbouncer", {})
+        mode = settings.get("server_tls_sslmode", "")
+        if not mode.startswith("verify-"):
+            return
+        ca = settings.get("server_tls_ca_file", "")
+        entries = [parse_connstr(text) for text in sections.get("databases", {}).values()]
+        servers = {
+            (host, int(entry.get("port", 5432)))
+            for entry in entries
+            for host in entry.get("host", "").split(",")
+            if host and not host.startswith("/")
+        }
+        for host, port in sorted(servers):
+            if error := server_tls_error(host, port, moved.get(ca, ca), mode == "verify-full"):
+                raise Refused(f"server_tls_sslmode is {mode}, and PgBouncer would refuse {error}")
 
     def restart_reasons(self, process: Process, sections: Sections, rows: Rows) -> list[str]:
         """Return why a running process must be replaced to have the files that are in place."""
@@ -382,6 +429,8 @@ class Transaction:
             self.remove(self.process(number))
             seconds = round(time.monotonic() - start, 2)
             self.done.append({"process": number, "action": "stop", "seconds": seconds})
+        if problem := self.stale_certificate(files):
+            raise Refused(problem)
         units = [f"pgbouncer@{number}.service" for number in wanted]
         if systemctl("is-enabled", "pgbouncer.target", *units).returncode:
             systemctl("enable", "--quiet", "--now", "pgbouncer.target")
@@ -471,24 +520,31 @@ class Transaction:
                 f"{process.unit} may open fewer than {self.open_files(files)} files: lower "
                 "max_client_conn, or raise the hard limit of this host (or container)"
             )
-        return found or self.stale_certificate(settings)
+        return found
 
-    def stale_certificate(self, settings: dict[str, str]) -> list[str]:
-        """Return a statement when clients are shown another certificate than the file's."""
+    def stale_certificate(self, files: dict[str, str | None]) -> str | None:
+        """Return a statement when clients are shown another certificate than the file's.
+
+        The kernel picks the process, so it is asked four times for each.
+        """
+        wanted = self.numbers(files)
+        settings = self.sections(files, 1).get("pgbouncer", {})
         path = settings.get("client_tls_cert_file")
         off = settings.get("client_tls_sslmode", "disable") == "disable"
         addresses = re.findall(r"\b\d+\.\d+\.\d+\.\d+\b", settings.get("listen_addr", ""))
         if not path or off or not addresses:
-            return []
+            return None
         pem = re.search(r"-----BEGIN CERT.*?-----END CERT[^\n]*", Path(path).read_text(), re.S)
+        expected = ssl.PEM_cert_to_DER_cert(pem.group())
         host = addresses[0].replace("0.0.0.0", "127.0.0.1")  # noqa: S104 (compared, not bound)
-        try:
-            served = served_certificate(host, int(settings.get("listen_port", "6432")))
-        except OSError as error:
-            return [f"{host} does not accept TLS: {error}"]
-        if served == ssl.PEM_cert_to_DER_cert(pem.group()):
-            return []
-        return [f"{host} does not show the certificate in {path}"]
+        for _ in range(4 * len(wanted)):
+            try:
+                served = served_certificate(host, int(settings.get("listen_port", "6432")))
+            except (OSError, Refused) as error:
+                return f"{host} does not accept TLS: {error}"
+            if served != expected:
+                return f"{host} does not show the certificate in {path}"
+        return None
 
     def prove(self, number: int, files: dict[str, str | None]) -> None:
         """Wait until a process has the configuration and listens; raise Refused otherwise."""
@@ -546,7 +602,8 @@ class Transaction:
             except Refused as error:
                 reasons = [str(error)]
             self.reasons = sorted({*self.reasons, *reasons})
-            if reasons or (not self.touched() and self.problems(number, self.after)):
+            stale = not self.touched() and number == 1 and self.stale_certificate(self.after)
+            if reasons or stale or (not self.touched() and self.problems(number, self.after)):
                 needs.append({"process": number, "action": "restart" if reasons else "reload"})
         return [{**need, "seconds": 0.0} for need in needs]
 
