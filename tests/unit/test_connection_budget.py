@@ -62,6 +62,7 @@ def test_three_applications_with_defaults() -> None:
         "fallback": 8,
         "limit": 20,
         "migrations": 5,
+        "auth_query": 0,
     }
     assert plan["totals"] == {
         "limits": 60,
@@ -175,6 +176,18 @@ def test_auth_query_adds_other_users_and_its_logins() -> None:
         pgbouncer_processes=2,
     )
     assert two["totals"]["auth_query"] == 15
+
+
+def test_auth_query_fills_the_databases_limit() -> None:
+    """The role bounds a database at 10 + 2 + 5 + 6 = 23, 7 for each process, 3 of them pooled."""
+    facts = {"pgbouncer_auth_query_enabled": True, "pgbouncer_processes": 3}
+    (row,) = budget(ONE, **facts)["rows"]
+    assert (row["pooled"], row["rolling"], row["auth_query"]) == (9, 3, 4 * 4)
+    # The general limit gives way to it, the database's own does not.
+    (row,) = budget(ONE, pgbouncer_settings={"max_db_connections": 6}, **facts)["rows"]
+    assert (row["pooled"], row["auth_query"]) == (9, 4 * 4)
+    (row,) = budget(ONE, pgbouncer_databases={"shop": {"max_db_connections": 12}}, **facts)["rows"]
+    assert (row["pooled"], row["auth_query"]) == (9, 4 * 1)
 
 
 def test_given_limit_is_the_share_of_the_application() -> None:

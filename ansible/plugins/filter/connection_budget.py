@@ -68,6 +68,11 @@ class Pool:
     reserve_variable: str
     limit: int | None
     """The least of max_db_connections and max_user_connections."""
+    auth_query: int | None
+    """With auth_query, what the role adds to pool and reserve for other users and its own logins,
+    and sets as max_db_connections where [databases] gives none. None without auth_query."""
+    database_limit: int | None
+    """max_db_connections of [databases]."""
 
     def of_process(self, auto_size: int, reserve: int) -> int:
         """Server connections of one process."""
@@ -82,6 +87,15 @@ class Pool:
     def rolling(self, auto_size: int) -> int:
         """What a rolling restart adds: an old process beside its successor, one at a time."""
         return self.of_process(auto_size, self.reserve) if self.processes > 1 else 0
+
+    def other_users(self, auto_size: int) -> int:
+        """Server connections of auth_query and the users that it lets in, with a restart's."""
+        if self.auth_query is None:
+            return 0
+        size = auto_size if self.size is None else self.size
+        limit = self.database_limit or size + self.reserve + self.auth_query
+        each = max(limit // self.processes - self.of_process(auto_size, self.reserve), 0)
+        return each * (self.processes + (self.processes > 1))
 
 
 @functools.cache
@@ -120,7 +134,15 @@ def _pool(facts: Facts, host: str, app: Mapping[str, Any]) -> Pool:
     size_variable, size = first("pool_size", "default_pool_size")
     automatic = size == AUTO and not size_variable.startswith("pgbouncer_users")
     reserve_variable, reserve = first("reserve_pool_size", "reserve_pool")
-    limits = [first("max_db_connections"), first("max_user_connections")]
+    auth_query = None
+    if boolean(facts.get("pgbouncer_auth_query_enabled", False)):
+        variable = "pgbouncer_auth_query_connections"
+        auth_query = _number(facts.get(variable, AUTH_QUERY_CONNECTIONS), variable, host)
+        auth_query += 2 * processes
+    database_variable, database_limit = first("max_db_connections")
+    if "pgbouncer_settings" in database_variable and auth_query is not None:
+        database_limit = None  # the role's own number stands in [databases]
+    limits = [(database_variable, database_limit), first("max_user_connections")]
     given = {variable: value for variable, value in limits if value not in (None, 0, "0")}
     if not automatic:
         given[size_variable] = size
@@ -142,6 +164,8 @@ def _pool(facts: Facts, host: str, app: Mapping[str, Any]) -> Pool:
         reserve=_number(reserve, reserve_variable, host),
         reserve_variable=reserve_variable,
         limit=min(given.values(), default=None),
+        auth_query=auth_query,
+        database_limit=given.get(database_variable),
     )
 
 
@@ -150,23 +174,6 @@ def _pools(apps: Applications, hostvars: Hostvars) -> dict[str, list[Pool]]:
     return {
         app["name"]: [_pool(hostvars[host], host, app) for host in app["poolers"]] for app in apps
     }
-
-
-def _auth_query(pools: Iterable[Pool], hostvars: Hostvars) -> int:
-    """Return what auth_query adds: other users' connections, and two logins of each process.
-
-    For each pooler host and database; a rolling restart adds one process's share, as for a pool.
-    """
-    total = 0
-    for pool in pools:
-        facts = hostvars[pool.host]
-        if not boolean(facts.get("pgbouncer_auth_query_enabled", False)):
-            continue
-        variable = "pgbouncer_auth_query_connections"
-        others = _number(facts.get(variable, AUTH_QUERY_CONNECTIONS), variable, pool.host)
-        total += others + 2 * pool.processes
-        total += others // pool.processes + 2 if pool.processes > 1 else 0
-    return total
 
 
 def _available(facts: Facts, server: Mapping[str, Any]) -> tuple[int, str, bool]:
@@ -217,14 +224,21 @@ def _rows(apps: Applications, pools: Mapping[str, list[Pool]], auto_size: int) -
                 "fallback": fallback,
                 "limit": pooled + rolling + fallback if given is None else given,
                 "migrations": app["owner_connection_limit"],
+                "auth_query": sum(pool.other_users(auto_size) for pool in pools[app["name"]]),
             }
         )
     return rows
 
 
-def _total(rows: list[dict], fixed: int) -> int:
-    """Return all connections: PostgreSQL holds an application to its limit, an owner to its own."""
-    return fixed + sum(row["limit"] + row["migrations"] for row in rows)
+def _totals(rows: list[dict], others: int) -> dict[str, int]:
+    """Return the sums: PostgreSQL holds an application to its limit, an owner to its own."""
+    sums = {
+        "limits": sum(row["limit"] for row in rows),
+        "migrations": sum(row["migrations"] for row in rows),
+        "auth_query": sum(row["auth_query"] for row in rows),
+        "others": others,
+    }
+    return {**sums, "total": sum(sums.values())}
 
 
 def _room(row: Mapping[str, Any]) -> bool:
@@ -266,7 +280,7 @@ def connection_budget(
 
     server: as in `_available`. Returns:
     rows: one for each application: application, poolers ("hosts x processes"), pool ("size +
-      reserve"), pooled, rolling, fallback, limit, migrations;
+      reserve"), pooled, rolling, fallback, limit, migrations, auth_query;
     totals: {limits, migrations, auth_query, others, total};
     available, source: PostgreSQL's connections and where the number is from;
     fits, message: whether total <= available, and what to change where not;
@@ -278,14 +292,11 @@ def connection_budget(
     """
     facts = hostvars[groups["applications"][0]]
     pools = _pools(apps, hostvars)
-    every_pool = [pool for app_pools in pools.values() for pool in app_pools]
     available, source, given = _available(facts, server)
     variable = "database_reserved_for_others"
     others = _number(facts.get(variable, OTHERS), variable, "group all")
-    auth_query = _auth_query(every_pool, hostvars)
-    fixed = others + auth_query
 
-    automatic = [pool for pool in every_pool if pool.size is None]
+    automatic = [pool for app_pools in pools.values() for pool in app_pools if pool.size is None]
     if automatic and not given:
         raise AnsibleFilterError(
             f"{automatic[0].size_variable} is auto, which needs a number of connections that stays "
@@ -296,7 +307,7 @@ def connection_budget(
 
     def within(size: int) -> bool:
         rows = _rows(apps, pools, size)
-        return all(map(_room, rows)) and _total(rows, fixed) <= target
+        return all(map(_room, rows)) and _totals(rows, others)["total"] <= target
 
     if automatic:
         sizes = range(auto_size, target + 1)
@@ -320,13 +331,7 @@ def connection_budget(
                 for pool in pools[app["name"]]
             )
         )
-    totals = {
-        "limits": sum(row["limit"] for row in rows),
-        "migrations": sum(row["migrations"] for row in rows),
-        "auth_query": auth_query,
-        "others": others,
-        "total": _total(rows, fixed),
-    }
+    totals = _totals(rows, others)
     advice = _advice(apps, pools, rows, totals, auto_size)
     if automatic and totals["total"] > target:
         raise AnsibleFilterError(
