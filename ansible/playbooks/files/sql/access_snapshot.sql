@@ -13,5 +13,7 @@ SELECT (
         UNION ALL
         SELECT 'setting ' || setrole || ' ' || setconfig::text FROM pg_catalog.pg_db_role_setting
         JOIN pg_catalog.pg_database ON pg_database.oid = setdatabase WHERE datname = current_database()
+        UNION ALL
+        SELECT 'limit ' || rolname || ' ' || rolconnlimit FROM pg_catalog.pg_roles
     ) AS every_acl
 ) AS access, has_schema_privilege('public', 'public', 'CREATE') AS everybody_may_create
