@@ -90,7 +90,7 @@ class Application:
     def pools(self) -> list[dict[str, str]]:
         """Return the rows of SHOW POOLS, asked over the pooler's unix socket."""
         lines = self.host.check_output(
-            "sudo -u postgres psql -X --csv -h /run/postgresql -p 6432 -U pgbouncer "
+            "sudo -u pgbouncer psql -X --csv -h /run/pgbouncer/1 -p 6432 -U pgbouncer "
             "-c 'SHOW POOLS' pgbouncer"
         ).splitlines()
         names = lines[0].split(",")

@@ -64,7 +64,7 @@ BAD_INPUT = {
     "source without requirements": ("app_source=/usr/share", "has no requirements.txt"),
     "port of another program": (
         "app_port=6432 pgbouncer_listen_port=6433",
-        "port 6432 is in use by pgbouncer.service",
+        "port 6432 is in use by pgbouncer@1.service",
     ),
     "application on the pooler's port": (
         "app_port=6432",
@@ -112,7 +112,7 @@ def fingerprint(applications: dict[str, Application]) -> Callable[[], dict[str, 
             name: application.host.check_output(
                 "find /etc/poolkit /etc/pgbouncer /etc/systemd/system /srv -newermt @0"
                 " -printf '%%p %%T@ %%C@\\n' | sort | sha256sum;"
-                f" systemctl show -P ExecMainStartTimestampMonotonic pgbouncer {name}"
+                f" systemctl show -P ExecMainStartTimestampMonotonic pgbouncer@1 {name}"
             )
             for name, application in applications.items()
         }
@@ -224,13 +224,13 @@ def test_interrupted_run_is_caught_up(applications: dict[str, Application]) -> N
 def test_stopped_pooler_is_named(applications: dict[str, Application]) -> None:
     """An application is not deployed onto the fallback in silence."""
     flask = applications["flask"]
-    flask.host.check_output("systemctl stop pgbouncer")
+    flask.host.check_output("systemctl stop pgbouncer.target")
     try:
         run = ansible(
             *("ansible-playbook", "ansible/playbooks/app.yml", "--limit", flask.inventory_host)
         )
     finally:
-        flask.host.check_output("systemctl start pgbouncer")
+        flask.host.check_output("systemctl start pgbouncer.target")
     assert run.returncode != 0
     assert "PgBouncer at 127.0.0.1:6432 refuses the role flask" in re.sub(r"\s+", " ", run.stdout)
 

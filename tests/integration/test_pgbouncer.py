@@ -84,7 +84,7 @@ def configure(application: Application, **variables: object) -> tuple[int, str]:
 
 def console(application: Application, command: str) -> list[dict[str, str]]:
     text = application.host.check_output(
-        "sudo -u postgres psql -X --csv -h /run/postgresql -p 6432 -U pgbouncer -c %s pgbouncer",
+        "sudo -u pgbouncer psql -X --csv -h /run/pgbouncer/1 -p 6432 -U pgbouncer -c %s pgbouncer",
         command,
     )
     return list(csv.DictReader(io.StringIO(text)))
@@ -97,7 +97,7 @@ def pool_size(application: Application) -> str:
 
 def start_time(application: Application) -> str:
     return application.host.check_output(
-        "systemctl show -P ExecMainStartTimestampMonotonic pgbouncer"
+        "systemctl show -P ExecMainStartTimestampMonotonic pgbouncer@1"
     )
 
 
@@ -134,7 +134,7 @@ def test_pool_size_changes_under_50_clients_without_an_error(flask: Application)
     ],
 )
 def test_refused_candidate_changes_nothing(flask: Application, variables: dict, words: str) -> None:
-    state = "sha256sum /etc/pgbouncer/*; systemctl show -P StateChangeTimestamp pgbouncer"
+    state = "sha256sum /etc/pgbouncer/*; systemctl show -P StateChangeTimestamp pgbouncer@1"
     before, clients = flask.host.check_output(state), Clients(flask)
     clients.start(seconds=8)
     code, output = configure(flask, **variables)
@@ -193,7 +193,7 @@ def test_drift_of_the_process_is_caught_up(flask: Application) -> None:
     """The files are right and the process is not, as after a reload that failed."""
     path = "/etc/pgbouncer/pgbouncer.ini"
     flask.host.check_output(f"cp -p {path} /run/kept.ini && sed -i 's/= 10$/= 11/' {path}")
-    flask.host.check_output("systemctl reload pgbouncer")
+    flask.host.check_output("systemctl reload pgbouncer@1")
     flask.host.check_output(f"mv /run/kept.ini {path}")
     code, output = configure(flask)
     assert code == 0

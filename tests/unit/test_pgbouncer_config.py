@@ -2,6 +2,7 @@
 
 import pgbouncer_config
 import pytest
+from ansible.module_utils import pgbouncer_text
 
 INI = """; made by Ansible
 [databases]
@@ -20,26 +21,23 @@ unix_socket_dir = /var/run/postgresql
 """
 
 
-class Console:
-    """What a running process shows, in PgBouncer 1.24's columns."""
+def rows(**changes: str) -> dict:
+    """Return what a running process shows, in PgBouncer 1.24's columns."""
 
-    def __init__(self, **changes: str) -> None:
-        self.changes = changes
-
-    def show(self, what: str, key: str) -> dict[str, dict[str, str]]:
+    def show(what: str) -> dict[str, dict[str, str]]:
         changeable = {
             "resolv_conf": "no",
             "listen_port": "no",
             "listen_addr": "no",
             "unix_socket_dir": "no",
         }
-        parsed = pgbouncer_config.parse_ini(INI)
+        parsed = pgbouncer_text.parse_ini(INI)
         if what == "CONFIG":
             values = {**parsed["pgbouncer"], "resolv_conf": "", "unix_socket_mode": "511"}
             defaults = {"resolv_conf": "", "unix_socket_mode": "0777"}
             return {
                 name: {
-                    "value": self.changes.get(name, value),
+                    "value": changes.get(name, value),
                     "default": defaults.get(name, "other"),
                     "changeable": changeable.get(name, "yes"),
                 }
@@ -47,21 +45,23 @@ class Console:
             }
         if what == "DATABASES":
             row = {"host": "db1", "port": "5432", "database": "it's", "pool_size": "7"}
-            row |= {"force_user": self.changes.get("force_user", "")}
-            row |= {k: v for k, v in self.changes.items() if k in row}
-            names = ["shop", "pgbouncer", *filter(None, [self.changes.get("extra")])]
+            row |= {"force_user": changes.get("force_user", "")}
+            row |= {k: v for k, v in changes.items() if k in row}
+            names = ["shop", "pgbouncer", *filter(None, [changes.get("extra")])]
             return {name: dict(row) for name in names}
-        return {"shop": {"max_user_connections": self.changes.get("limit", "3")}}
+        return {"shop": {"max_user_connections": changes.get("limit", "3")}}
+
+    return {what: show(what) for what in ("CONFIG", "DATABASES", "USERS")}
 
 
 def drift(**changes: str) -> list[str]:
-    return pgbouncer_config.drift(pgbouncer_config.parse_ini(INI), Console(**changes))
+    return pgbouncer_text.drift(pgbouncer_text.parse_ini(INI), rows(**changes))
 
 
 def test_parsing() -> None:
-    sections = pgbouncer_config.parse_ini(INI)
+    sections = pgbouncer_text.parse_ini(INI)
     assert sections["pgbouncer"]["pool_mode"] == "transaction"
-    assert pgbouncer_config.parse_connstr(sections["databases"]["shop"]) == {
+    assert pgbouncer_text.parse_connstr(sections["databases"]["shop"]) == {
         "host": "db1",
         "port": "5432",
         "dbname": "it's",
@@ -93,19 +93,17 @@ def test_drift_is_named(changes: dict, words: str) -> None:
 
 
 def test_restart_is_asked_for_by_the_process_itself() -> None:
-    sections = pgbouncer_config.parse_ini(INI)
-    assert pgbouncer_config.restart_only(sections, Console(pool_mode="session")) == []
-    assert pgbouncer_config.restart_only(sections, Console(listen_port="1")) == ["listen_port"]
-    assert pgbouncer_config.restart_only(sections, Console(resolv_conf="/old")) == ["resolv_conf"]
-    assert pgbouncer_config.restart_only(sections, Console(force_user="u")) == [
-        "databases.shop.user"
-    ]
+    sections = pgbouncer_text.parse_ini(INI)
+    assert pgbouncer_text.restart_only(sections, rows(pool_mode="session")) == []
+    assert pgbouncer_text.restart_only(sections, rows(listen_port="1")) == ["listen_port"]
+    assert pgbouncer_text.restart_only(sections, rows(resolv_conf="/old")) == ["resolv_conf"]
+    assert pgbouncer_text.restart_only(sections, rows(force_user="u")) == ["databases.shop.user"]
 
 
 def test_changed_names() -> None:
-    before = pgbouncer_config.parse_ini(INI)
-    after = pgbouncer_config.parse_ini(INI.replace("= 10", "= 11").replace("shop = max", "x = max"))
-    assert pgbouncer_config.changed_names(before, after) == [
+    before = pgbouncer_text.parse_ini(INI)
+    after = pgbouncer_text.parse_ini(INI.replace("= 10", "= 11").replace("shop = max", "x = max"))
+    assert pgbouncer_text.changed_names(before, after) == [
         "pgbouncer.query_wait_timeout",
         "users.shop",
         "users.x",
@@ -113,8 +111,8 @@ def test_changed_names() -> None:
 
 
 def test_trial_has_no_address_and_its_own_files() -> None:
-    trial = pgbouncer_config.trial_config(INI, {"/etc/pgbouncer/userlist.txt": "/run/t/userlist"})
-    settings = pgbouncer_config.parse_ini(trial)["pgbouncer"]
+    trial = pgbouncer_text.trial_config(INI, {"/etc/pgbouncer/userlist.txt": "/run/t/userlist"})
+    settings = pgbouncer_text.parse_ini(trial)["pgbouncer"]
     assert (settings["listen_addr"], settings["unix_socket_dir"]) == ("", "")
     assert settings["auth_file"] == "/run/t/userlist"
     assert settings["listen_port"] == "6432"
@@ -134,10 +132,30 @@ def test_trial_has_no_address_and_its_own_files() -> None:
     ],
 )
 def test_trials_verdict(output: str, error: str | None) -> None:
-    assert pgbouncer_config.trial_error(output, {"/etc/u": "/run/t/u"}) == error
+    assert pgbouncer_text.trial_error(output, {"/etc/u": "/run/t/u"}) == error
 
 
 def test_diff_hides_a_clear_text_password() -> None:
     line = "shop = host=db1 password='it''s me' user=x\nblog = password=abc host=db1"
     hidden = pgbouncer_config.CLEAR_PASSWORD.sub("password=***", line)
     assert hidden == "shop = host=db1 password=*** user=x\nblog = password=*** host=db1"
+
+
+def test_process_file_goes_on_in_the_shared_one() -> None:
+    path = "/etc/pgbouncer/pgbouncer.ini"
+    text = pgbouncer_config.process_ini(path, 2, (1, 24, 1))
+    sections = pgbouncer_text.parse_ini(text, {path: INI})
+    assert sections["pgbouncer"]["peer_id"] == "2"
+    assert sections["pgbouncer"]["unix_socket_dir"] == "/run/pgbouncer/2"
+    assert sections["pgbouncer"]["pool_mode"] == "transaction"
+    assert "peer_id" not in pgbouncer_config.process_ini(path, 1, (1, 18, 0))
+    trial = pgbouncer_text.trial_config(text, {path: "/run/t/0-pgbouncer.ini"})
+    assert "%include /run/t/0-pgbouncer.ini" in trial
+
+
+def test_processes_are_told_by_their_files() -> None:
+    names = ("process-10.ini", "process-2.ini", "pgbouncer.ini", "process-x.ini")
+    files = {f"/etc/pgbouncer/{name}": "" for name in names} | {
+        "/etc/pgbouncer/process-3.ini": None
+    }
+    assert pgbouncer_config.Transaction.numbers(files) == [2, 10]

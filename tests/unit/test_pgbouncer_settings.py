@@ -11,10 +11,32 @@ CATALOGUE = yaml.safe_load((ROOT / "roles/pgbouncer/files/settings.yml").read_te
 FIXED = {"listen_port": "pgbouncer_listen_port"}
 
 
-def errors(settings=None, databases=None, users=None, version="1.24.1-1+deb13u2") -> list[str]:
-    return pgbouncer_settings.pgbouncer_errors(
-        settings or {}, databases or {}, users or {}, CATALOGUE, version, FIXED
-    )
+APPS = [{"name": "shop", "database": "shop", "user": "shop", "password": "x"}]
+INPUTS = {
+    "applications": APPS,
+    "settings": {},
+    "databases": {},
+    "users": {},
+    "processes": 1,
+    "hba_rules": [],
+    "listen_addr": "127.0.0.1",
+    "listen_on_all_addresses": False,
+    "client_addresses": ["127.0.0.1/32"],
+    "tcp_auth_method": "scram-sha-256",
+    "tls_certificate_file": "",
+    "tls_key_file": "",
+    "tls_client_ca_file": "",
+    "auth_query_enabled": False,
+    "auth_query_password": "",
+}
+TRIXIE, BOOKWORM = "1.24.1-1+deb13u2", "1.18.0-1+deb12u1"
+
+
+def errors(settings=None, databases=None, users=None, version=TRIXIE, **others) -> list[str]:
+    inputs = {**INPUTS, "settings": settings or {}, **others}
+    inputs |= {"databases": databases or {}, "users": users or {}}
+    inputs["effective_settings"] = {"default_pool_size": 10, **inputs["settings"]}
+    return pgbouncer_settings.pgbouncer_errors(inputs, CATALOGUE, version, FIXED)
 
 
 def test_catalogue_is_whole() -> None:
@@ -28,7 +50,9 @@ def test_defaults_of_the_role_pass_on_every_version() -> None:
     defaults = yaml.safe_load((ROOT / "roles/pgbouncer/vars/main.yml").read_text())
     settings = {**defaults["_pgbouncer_settings"], "server_tls_sslmode": "prefer"}
     for version in defaults["_pgbouncer_versions"].values():
-        assert errors(settings, version=version) == []
+        known = pgbouncer_settings.known_settings(settings, CATALOGUE, version)
+        assert errors(known, version=version) == []
+        assert ("max_prepared_statements" in known) == (version != "1.18.0")
 
 
 @pytest.mark.parametrize(
@@ -51,6 +75,7 @@ def test_defaults_of_the_role_pass_on_every_version() -> None:
         ({"server_check_query": " select 1"}, "a blank at its start or end"),
         ({"server_check_query": ["a"]}, "is a list: PgBouncer reads one string here"),
         ({"server_tls_ca_file": "ca.pem"}, "give an absolute path"),
+        ({"max_client_conn": 99999999999}, "the largest number is 2147483647"),
         ({"job_name": 5}, "give it as text, in quotes"),
         ({"defalt_pool_size": 5}, "no such setting (did you mean default_pool_size?)"),
         ({"listen_port": 5}, "the role sets it: use pgbouncer_listen_port"),
@@ -127,3 +152,87 @@ def test_good_values_pass() -> None:
     assert errors(settings, {"shop": {"pool_size": 5, "pool_mode": "session"}}) == []
     assert errors(users={"shop": {"max_user_connections": 3}}) == []
     assert pgbouncer_settings.pgbouncer_value(["ops", "root"]) == "ops, root"
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"processes": 0}, "at least one"),
+        ({"processes": 2, "version": BOOKWORM}, "needs PgBouncer 1.19.0, the host has 1.18.0"),
+        ({"processes": 20}, "default_pool_size is 10: less than pgbouncer_processes (20)"),
+        ({"databases": {"shp": {"pool_size": 5}}}, "no application of this pooler has this data"),
+        ({"users": {"shp": {"pool_mode": "session"}}}, "no application of this pooler has this u"),
+        ({"listen_addr": "0.0.0.0"}, "set pgbouncer_listen_on_all_addresses: true"),
+        ({"listen_addr": "127.0.0.1, *"}, "set pgbouncer_listen_on_all_addresses: true"),
+        ({"client_addresses": ["10.0.0.1/33"]}, "'10.0.0.1/33' is no address"),
+        ({"tcp_auth_method": "cert"}, "needs pgbouncer_tls_client_ca_file"),
+        ({"tls_certificate_file": "/a"}, "give both"),
+        ({"auth_query_enabled": True}, "pgbouncer_auth_query_password is missing"),
+        ({"settings": {"server_tls_sslmode": "verify-full"}}, "needs database_ca_file"),
+        ({"settings": {"ignore_startup_parameters": "extra_float_digits"}}, "CVE-2026-107349"),
+    ],
+)
+def test_relation_is_refused(variables: dict, words: str) -> None:
+    (message,) = errors(**variables)
+    assert words in message
+
+
+RULE = {"type": "host", "database": "shop", "user": "all", "address": "10.0.0.0/8"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "trust"}, "trust lets anyone in"),
+        ({"method": "peer"}, "the method 'peer' does not go with host"),
+        ({"method": "scram"}, "use one of scram-sha-256, md5, reject"),
+        ({"method": "reject", "address": "10.0.0.300"}, "is no address in CIDR notation"),
+        ({"method": "reject", "address": ""}, "host needs an address"),
+        ({"method": "reject", "type": "local"}, "local takes no address"),
+        ({"method": "reject", "user": "a\nb"}, "give a name, names, or all"),
+        ({"method": "reject", "database": []}, ""),
+    ],
+)
+def test_hba_rule_is_refused(change: dict, words: str) -> None:
+    if not words:  # an empty list of names matches nothing, so PgBouncer would read another rule
+        words = "give a name, names, or all"
+    (message,) = errors(hba_rules=[{**RULE, **change}])
+    assert message.startswith("pgbouncer_hba_rules[0]")
+    assert words in message
+
+
+def test_hba_line_quotes_names() -> None:
+    line = pgbouncer_settings.hba_line({**RULE, "user": ["all", 'a"b'], "method": "reject"})
+    assert line == 'host "shop" "all","a""b" 10.0.0.0/8 reject'
+    local = {"type": "local", "database": "all", "user": "x", "method": "peer"}
+    assert pgbouncer_settings.hba_line(local) == 'local all "x" peer'
+
+
+def test_limits_of_the_host_are_divided() -> None:
+    limits = {"default_pool_size": 10, "reserve_pool_size": 2, "max_client_conn": 500, "x": "y"}
+    shares = pgbouncer_settings.per_process(limits, 4)
+    assert shares == {
+        "default_pool_size": 2,
+        "reserve_pool_size": 0,
+        "max_client_conn": 125,
+        "x": "y",
+    }
+    assert pgbouncer_settings.per_process({"max_client_conn": 10}, 4) == {"max_client_conn": 3}
+
+
+def test_open_files_cover_clients_and_pools() -> None:
+    settings = {"max_client_conn": 5000, "default_pool_size": 10, "reserve_pool_size": 2}
+    assert pgbouncer_settings.open_files_limit(settings, {"shop": {}}) == 5000 + 100 + 24
+    entry = {"pool_size": 50, "reserve_pool": 0, "max_db_connections": 70}
+    assert pgbouncer_settings.open_files_limit(settings, {"shop": entry}) == 5000 + 100 + 140
+    assert pgbouncer_settings.open_files_limit({}, {}) == 1024
+
+
+def test_auth_query_bounds_every_database() -> None:
+    settings = {"default_pool_size": 10, "reserve_pool_size": 2}
+    databases = {"shop": {"host": "db"}, "blog": {"pool_size": 3, "reserve_pool": 0}}
+    bound = pgbouncer_settings.bound_databases(databases, settings, 7)
+    assert {name: entry["max_db_connections"] for name, entry in bound.items()} == {
+        "shop": 19,
+        "blog": 10,
+    }

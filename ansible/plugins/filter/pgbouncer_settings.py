@@ -8,8 +8,9 @@ a file is made.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -28,6 +29,9 @@ NUMBER = {
     "octal": (r"0[0-7]{3}", 'an octal number in quotes, such as "0777"'),
 }
 """The form that PgBouncer reads without surprise, and its name, for each numeric type."""
+
+LARGEST = {False: 2**31 - 1, True: 2**32 - 1}
+"""What fits into PgBouncer's int and unsigned int; more becomes another number in silence."""
 
 ADVICE = {
     ("pgbouncer", "idle_in_transaction_session_timeout"): (
@@ -66,6 +70,8 @@ def value_error(spec: Mapping[str, Any], value: Any) -> str | None:
         pattern, form = NUMBER[kind]
         if isinstance(value, bool) or not re.fullmatch(pattern, text):
             return f"is {value!r}: PgBouncer reads {form}"
+        if kind != "octal" and float(text) > LARGEST[kind == "uint"]:
+            return f"is {value!r}: the largest number is {LARGEST[kind == 'uint']}"
         return None
     if kind == "enum":
         if text not in spec["values"]:
@@ -121,19 +127,245 @@ def section_errors(
     return errors
 
 
+SERVER_LIMITS = (
+    *("default_pool_size", "min_pool_size", "reserve_pool_size", "pool_size", "reserve_pool"),
+    *("max_db_connections", "max_user_connections"),
+)
+CLIENT_LIMITS = ("max_client_conn", "max_db_client_connections", "max_user_client_connections")
+"""Limits that PgBouncer counts in each process, and that the inventory states for the host."""
+
+MAY_BE_ZERO = ("min_pool_size", "reserve_pool_size", "reserve_pool")
+"""Server limits whose zero means none; that of the others means no limit."""
+
+HBA_METHODS = {
+    "local": ("scram-sha-256", "md5", "peer", "reject"),
+    "host": ("scram-sha-256", "md5", "reject"),
+    "hostssl": ("scram-sha-256", "md5", "cert", "reject"),
+    "hostnossl": ("scram-sha-256", "md5", "reject"),
+}
+"""Methods by type of connection; trust and password are left out on purpose."""
+
+PEERS_SINCE = "1.19.0"
+"""First version whose processes pass a cancel request on to the right peer."""
+
+EVERY_ADDRESS = ("*", "0.0.0.0", "::")  # noqa: S104 (looked for, not bound)
+
+
+def per_process(settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """Return settings with the host's limits divided among its processes.
+
+    Server connections are rounded down, so that the sum never exceeds the host's number; clients
+    are rounded up, since the kernel spreads them unevenly.
+    """
+    shares = dict(settings)
+    for name in (name for name in settings if name in SERVER_LIMITS):
+        shares[name] = int(settings[name]) // processes
+    for name in (name for name in settings if name in CLIENT_LIMITS):
+        shares[name] = -(-int(settings[name]) // processes)
+    return shares
+
+
+def shares(entries: Mapping[str, Mapping[str, Any]], processes: int) -> dict[str, dict[str, Any]]:
+    """Return the entries of [databases] or [users] with per_process applied to each."""
+    return {name: per_process(entry, processes) for name, entry in entries.items()}
+
+
+def bound_databases(
+    databases: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], others: int
+) -> dict[str, dict[str, Any]]:
+    """Return the databases with max_db_connections: the application's pool, and `others` more.
+
+    With auth_query any number of users may come, each with a pool of its own.
+    """
+    bound = {}
+    for name, entry in databases.items():
+        pool = int(entry.get("pool_size", settings["default_pool_size"]))
+        reserve = entry.get("reserve_pool_size", entry.get("reserve_pool"))
+        reserve = settings.get("reserve_pool_size", 0) if reserve is None else reserve
+        bound[name] = {"max_db_connections": pool + int(reserve) + others, **entry}
+    return bound
+
+
+def open_files_limit(
+    settings: Mapping[str, Any], databases: Mapping[str, Mapping[str, Any]]
+) -> int:
+    """Return the open files that one process needs at most, for settings that are divided already.
+
+    Each client has one, each server connection two (a burst of cancel requests may double a pool:
+    PgBouncer's src/objects.c), and 100 are for listening, the log, DNS, TLS files and the console.
+    """
+    total = int(settings.get("max_client_conn", 100)) + 100
+    for entry in databases.values():
+        pool = int(entry.get("pool_size", settings.get("default_pool_size", 20)))
+        reserve = entry.get("reserve_pool_size", entry.get("reserve_pool"))
+        reserve = settings.get("reserve_pool_size", 0) if reserve is None else reserve
+        total += 2 * max(pool + int(reserve), int(entry.get("max_db_connections", 0)))
+    return max(1024, total)
+
+
+def known_settings(
+    settings: Mapping[str, Any], catalogue: Catalogue, version: str
+) -> dict[str, Any]:
+    """Return the settings of the [pgbouncer] section that a version knows: defaults, not wishes."""
+    known = catalogue["pgbouncer"]
+    have = version_tuple(version)
+    return {k: v for k, v in settings.items() if have >= version_tuple(known[k]["since"])}
+
+
+def hba_errors(rules: Iterable[Any]) -> list[str]:
+    """Return a message for each rule that PgBouncer would skip or read differently.
+
+    A rule: {type, database, user, address, method}; database and user are names, lists of them, or
+    "all"; address is a network, and is left out for type local.
+    """
+    errors = []
+    for number, rule in enumerate(rules):
+        where = f"pgbouncer_hba_rules[{number}]"
+        kind, method = rule.get("type"), rule.get("method")
+        if method in ("trust", "any", "password", "plain"):
+            errors.append(f"{where}: {method} lets anyone in or sends passwords in clear text")
+        elif method not in HBA_METHODS[kind]:
+            errors.append(
+                f"{where}: the method {method!r} does not go with {kind}: use one of "
+                f"{', '.join(HBA_METHODS[kind])}"
+            )
+        if (kind == "local") == bool(rule.get("address")):
+            need = "takes no address" if kind == "local" else "needs an address, 10.0.0.0/8"
+            errors.append(f"{where}: {kind} {need}")
+        elif rule.get("address") and (problem := network_error(rule["address"])):
+            errors.append(f"{where}: {problem}")
+        for key in ("database", "user"):
+            names = rule[key] if isinstance(rule.get(key), list) else [rule.get(key)]
+            for name in names or [None]:
+                if not isinstance(name, str) or not name or re.search(r"[\r\n\0]", name):
+                    errors.append(f"{where}.{key} is {name!r}: give a name, names, or all")
+    return errors
+
+
+def network_error(text: Any) -> str | None:
+    """Return what is wrong with an address in CIDR notation."""
+    try:
+        ipaddress.ip_network(str(text), strict=False)
+    except ValueError:
+        return f"{text!r} is no address in CIDR notation, such as 10.0.1.0/24"
+    return None
+
+
+def hba_line(rule: Mapping[str, Any]) -> str:
+    """Return a rule as a line of the HBA file; names are quoted, so that none is a keyword."""
+
+    def names(value: Any) -> str:
+        if value == "all":
+            return "all"
+        values = value if isinstance(value, list) else [value]
+        return ",".join('"' + name.replace('"', '""') + '"' for name in values)
+
+    words = [rule["type"], names(rule["database"]), names(rule["user"])]
+    return " ".join([*words, *filter(None, [rule.get("address")]), rule["method"]])
+
+
+def name_errors(inputs: Mapping[str, Any]) -> list[str]:
+    """Return a message for each name that belongs to no application: most often a typing error."""
+    apps = inputs["applications"]
+    errors = []
+    for name, entry in inputs["databases"].items():
+        known = [app["database"] for app in apps]
+        if name not in known and isinstance(entry, Mapping) and "host" not in entry:
+            errors.append(
+                f"pgbouncer_databases[{name!r}]: no application of this pooler has this database "
+                f"(it has {', '.join(sorted(known)) or 'none'}): correct the name, or give a host"
+            )
+    users = [app["user"] for app in apps]
+    if not inputs["auth_query_enabled"]:
+        errors += [
+            f"pgbouncer_users[{name!r}]: no application of this pooler has this user "
+            f"(it has {', '.join(sorted(users)) or 'none'})"
+            for name in inputs["users"]
+            if name not in users
+        ]
+    return errors
+
+
+def process_errors(inputs: Mapping[str, Any], version: str) -> list[str]:
+    """Return what stands against several processes: the version, or limits that are too small."""
+    processes = inputs["processes"]
+    if processes < 1:
+        return [f"pgbouncer_processes is {processes}: at least one"]
+    if processes > 1 and version_tuple(version) < version_tuple(PEERS_SINCE):
+        return [
+            f"pgbouncer_processes is {processes}: needs PgBouncer {PEERS_SINCE}, the host has "
+            f"{version}. Without peering a cancel request reaches the wrong process"
+        ]
+    groups = {"pgbouncer_settings": inputs["effective_settings"]}
+    groups |= {f"pgbouncer_databases[{k!r}]": v for k, v in inputs["databases"].items()}
+    groups |= {f"pgbouncer_users[{k!r}]": v for k, v in inputs["users"].items()}
+    return [
+        f"{where}.{name} is {entry[name]}: less than pgbouncer_processes ({processes}), so that a "
+        "process would have none, which PgBouncer reads as no limit"
+        for where, entry in groups.items()
+        for name in SERVER_LIMITS
+        if name in entry
+        and name not in MAY_BE_ZERO
+        and re.fullmatch(r"\d+", str(entry[name]))
+        and 0 < int(entry[name]) < processes
+    ]
+
+
+def relation_errors(inputs: Mapping[str, Any], version: str) -> list[str]:
+    """Return what is wrong between variables that are each right by themselves."""
+    errors = [
+        f"pgbouncer_client_addresses: {problem}"
+        for address in inputs["client_addresses"]
+        if (problem := network_error(address))
+    ]
+    listed = [part.strip() for part in str(inputs["listen_addr"]).split(",")]
+    if set(listed) & set(EVERY_ADDRESS) and not inputs["listen_on_all_addresses"]:
+        errors.append(
+            f"pgbouncer_listen_addr is {inputs['listen_addr']}: every network of the host could "
+            "reach the pooler, also one that is added later; name the addresses, or set "
+            "pgbouncer_listen_on_all_addresses: true"
+        )
+    settings = inputs["effective_settings"]
+    if inputs["tcp_auth_method"] == "cert" and not inputs["tls_client_ca_file"]:
+        errors.append(
+            "pgbouncer_tcp_auth_method is cert: needs pgbouncer_tls_client_ca_file, the authority "
+            "that signs the clients' certificates"
+        )
+    if inputs["auth_query_enabled"] and not inputs["auth_query_password"]:
+        errors.append(
+            "pgbouncer_auth_query_password is missing: the password of the role that looks logins "
+            "up, in the vault"
+        )
+    if bool(inputs["tls_certificate_file"]) != bool(inputs["tls_key_file"]):
+        errors.append("pgbouncer_tls_certificate_file and pgbouncer_tls_key_file: give both")
+    if settings.get("server_tls_sslmode") in ("verify-ca", "verify-full") and not settings.get(
+        "server_tls_ca_file"
+    ):
+        errors.append(
+            f"server_tls_sslmode is {settings['server_tls_sslmode']}: needs database_ca_file"
+        )
+    ignored = settings.get("ignore_startup_parameters", [])
+    ignored = ignored if isinstance(ignored, list) else [p.strip() for p in ignored.split(",")]
+    vulnerable = (1, 20) <= version_tuple(version) < (1, 26, 1)
+    if vulnerable and any(ignored) and "options" not in ignored:
+        errors.append(
+            "pgbouncer_settings.ignore_startup_parameters: without the word options in it, anyone "
+            f"who reaches the port can make PgBouncer {version} loop (CVE-2026-107349): add it, or "
+            "leave the setting out"
+        )
+    return errors
+
+
 def pgbouncer_errors(
-    settings: Mapping[str, Any],
-    databases: Mapping[str, Mapping[str, Any]],
-    users: Mapping[str, Mapping[str, Any]],
-    catalogue: Catalogue,
-    version: str,
-    fixed: Mapping[str, str],
+    inputs: Mapping[str, Any], catalogue: Catalogue, version: str, fixed: Mapping[str, str]
 ) -> list[str]:
     """Return a message for everything in the variables that PgBouncer would not read as meant.
 
+    inputs: the role's variables without their prefix, and effective_settings (with its defaults).
     fixed: settings that the role makes, each with the variable to use instead. version: of the
     installed package, or of the one that would be installed.
     """
+    settings, databases, users = (inputs[key] for key in ("settings", "databases", "users"))
     errors = [
         f"pgbouncer_settings.{name}: the role sets it: use {fixed[name]}"
         for name in settings
@@ -157,7 +389,14 @@ def pgbouncer_errors(
                 errors.append(f"{where} is {entry!r}: give a mapping of its settings")
             else:
                 errors += section_errors(where, section, entry, catalogue, version)
-    return errors
+    if errors:  # what follows reads the numbers that were just refused
+        return errors + hba_errors(inputs["hba_rules"])
+    return [
+        *name_errors(inputs),
+        *process_errors(inputs, version),
+        *hba_errors(inputs["hba_rules"]),
+        *relation_errors(inputs, version),
+    ]
 
 
 def pgbouncer_value(value: Any) -> str:
@@ -169,4 +408,16 @@ class FilterModule:
     """Ansible's entry point."""
 
     def filters(self) -> dict[str, Any]:
-        return {"pgbouncer_errors": pgbouncer_errors, "pgbouncer_value": pgbouncer_value}
+        return {
+            function.__name__: function
+            for function in (
+                bound_databases,
+                hba_line,
+                known_settings,
+                open_files_limit,
+                per_process,
+                pgbouncer_errors,
+                pgbouncer_value,
+                shares,
+            )
+        }

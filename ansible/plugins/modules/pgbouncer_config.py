@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
-import grp
-import io
 import json
 import os
 import pwd
 import re
 import shutil
+import socket
+import ssl
+import struct
 import subprocess
 import tempfile
 import time
@@ -20,46 +20,76 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.pgbouncer_process import (
+    PATH,
+    Process,
+    Refused,
+    installed_version,
+    pgbouncer_path,
+    systemctl,
+)
+from ansible.module_utils.pgbouncer_text import (
+    NEUTRAL_USER,
+    Rows,
+    Sections,
+    changed_names,
+    drift,
+    parse_ini,
+    restart_only,
+    trial_config,
+    trial_error,
+)
 
 DOCUMENTATION = r"""
 ---
 module: pgbouncer_config
 short_description: Apply a whole PgBouncer configuration as one transaction
 description:
-  - Tries the candidate with the installed binary, swaps the files, reloads or restarts, reads the
-    result back from the running process and, when anything is off, puts the old files back.
+  - Tries the candidate with the installed binary, swaps the files, reloads or restarts process by
+    process, reads the result back from each and, when anything is off, puts the old files back.
   - PgBouncer itself has no check option, and a reload that fails leaves it half on its defaults
     (upstream issue 1482).
   - A reload is used wherever it suffices; the process's own SHOW CONFIG says which settings need a
     restart. The limits of a user whose line was removed are reset, which a reload alone does not do
     (upstream issue 1594).
+  - A restart cuts no client off where PgBouncer is 1.23 or later. The process stops to listen and
+    waits for its clients, while another takes the new ones; a lone process is stood in for by a
+    second one meanwhile. Older versions finish the running transactions, then close connections.
+  - Each process is a unit pgbouncer@N.service with its socket in /run/pgbouncer/N. The
+    distribution's pgbouncer.service is stopped and masked, so that a package upgrade restarts
+    nothing; the next run of this module replaces processes of the old binary.
   - Two runs at once wait for each other. Check mode tries the candidate and changes nothing.
 options:
   config:
-    description: The main file, as {path, content}.
+    description: The file that all processes share, as {path, content}; it ends in [pgbouncer].
     type: dict
     required: true
   files:
-    description: Further files without secrets, as a list of {path, content}.
+    description: Further files without secrets, units included, as a list of {path, content}.
     type: list
     elements: dict
     default: []
-  userlist:
-    description: The auth_file, as {path, content}; its content appears in no output.
-    type: dict
-    required: true
-  service:
-    description: Name of the systemd service.
+  secret_files:
+    description: Files with secrets (user list, private keys); their content appears in no output.
+    type: list
+    elements: dict
+    default: []
+  processes:
+    description: How many processes share the port.
+    type: int
+    default: 1
+  user:
+    description: Operating system user of the processes; it reads the files and the admin console.
     type: str
     default: pgbouncer
-  user:
-    description: Operating system user of the service; it reads the files and the admin console.
-    type: str
-    default: postgres
   timeout_seconds:
-    description: How long a restart, a reload and the proof may each take.
+    description: How long a start, a reload and the proof may each take.
     type: int
     default: 20
+  drain_seconds:
+    description: How long a process that ends waits for its clients; then for transactions only.
+    type: int
+    default: 60
 """
 
 EXAMPLES = r"""
@@ -68,9 +98,10 @@ EXAMPLES = r"""
     config:
       path: /etc/pgbouncer/pgbouncer.ini
       content: "{{ lookup('ansible.builtin.template', 'pgbouncer.ini.j2') }}"
-    userlist:
-      path: /etc/pgbouncer/userlist.txt
-      content: "{{ lookup('ansible.builtin.template', 'userlist.txt.j2') }}"
+    secret_files:
+      - path: /etc/pgbouncer/userlist.txt
+        content: "{{ lookup('ansible.builtin.template', 'userlist.txt.j2') }}"
+    processes: 2
 """
 
 RETURN = r"""
@@ -78,13 +109,18 @@ action:
   description: What was done, or would be in check mode. One of none, reload, restart, start.
   type: str
   returned: success
+processes:
+  description: What was done to each process, as {process, action, seconds}.
+  type: list
+  elements: dict
+  returned: success
 settings:
   description: Names of the settings, databases and users that changed, as section.name.
   type: list
   elements: str
   returned: success
 restart_reason:
-  description: Settings that a reload cannot change.
+  description: Settings that a reload cannot change, and other reasons for a restart.
   type: list
   elements: str
   returned: success
@@ -98,310 +134,182 @@ restored:
   returned: failure after the files were swapped
 """
 
-Sections = dict[str, dict[str, str]]
-"""A parsed file: section -> name -> value, as text."""
+ACTIONS = ("none", "stop", "reload", "restart", "start")
+"""From the least to the most that was done; a run reports the most."""
 
-NOWHERE = "nowhere to listen on"
-"""What a good candidate ends with, since it is given no address and no socket."""
+UNITS = Path("/etc/systemd/system")
+MASK = UNITS / "pgbouncer.service"
+"""Linked to /dev/null: the distribution's single unit stays away from our processes."""
 
-ABSENT_IN_TRIAL = ("listen_addr", "unix_socket_dir", "pidfile", "logfile")
-"""Settings that a trial beside the live process must not have."""
+DRAINS_SINCE = (1, 23)
+"""First version in which SIGTERM waits for clients."""
 
-DATABASE_COLUMNS = {
-    "host": "host",
-    "port": "port",
-    "dbname": "database",
-    "pool_size": "pool_size",
-    "min_pool_size": "min_pool_size",
-    "reserve_pool": "reserve_pool_size",
-    "reserve_pool_size": "reserve_pool_size",
-    "pool_mode": "pool_mode",
-    "max_db_connections": "max_connections",
-    "max_db_client_connections": "max_client_connections",
-    "server_lifetime": "server_lifetime",
-}
-"""[databases] key -> column of SHOW DATABASES (before 1.24 reserve_pool_size was reserve_pool)."""
-
-USER_COLUMNS = (
-    "pool_size",
-    "reserve_pool_size",
-    "pool_mode",
-    "max_user_connections",
-    "max_user_client_connections",
-)
-"""[users] keys that SHOW USERS shows under their own names, where the version has them."""
-
-OWN_SETTINGS = ("conffile", "verbose", "user", "job_name", "service_name")
-"""Settings that the command line and the service give the process."""
+PEERS_SINCE = (1, 19)
+"""First version with peer_id."""
 
 CLEAR_PASSWORD = re.compile(r"password\s*=\s*('(?:[^']|'')*'|\S+)")
 """What a file from before poolkit may hold, and a diff must not show."""
 
-NEUTRAL_USER = "max_user_connections=-1"
-"""A [users] line that resets every limit of the user: a key that is not given goes to "unset"."""
+SSL_REQUEST = struct.pack("!ii", 8, 80877103)
+"""PostgreSQL's protocol: the message that asks for TLS, answered by S or N."""
 
 
-class Refused(Exception):
-    """The candidate cannot be used, or the process does not do what it says."""
+def process_ini(config_path: str, number: int, version: tuple[int, ...]) -> str:
+    """Return the file of one process: the shared one, and what tells it from its peers."""
+    own = [f"%include {config_path}", f"unix_socket_dir = /run/pgbouncer/{number}"]
+    if version >= PEERS_SINCE:
+        own.append(f"peer_id = {number}")
+    return "\n".join(own) + "\n"
 
 
-def parse_ini(text: str) -> Sections:
-    """Parse a pgbouncer.ini as PgBouncer does: comments at line starts only, last value wins."""
-    sections: Sections = {}
-    section = ""
-    for line in text.splitlines():
-        line = line.strip()
-        if not line or line[0] in ";#":
-            continue
-        if header := re.fullmatch(r"\[(\w+)\]", line):
-            section = header.group(1)
-            sections.setdefault(section, {})
-        elif "=" in line:
-            name, value = line.split("=", 1)
-            sections.setdefault(section, {})[name.strip()] = value.strip()
-    return sections
-
-
-def parse_connstr(text: str) -> dict[str, str]:
-    """Parse a [databases] or [users] value: key=value, quoted values with doubled quotes."""
-    pairs = re.findall(r"(\w+)\s*=\s*('(?:[^']|'')*'|\S+)", text)
-    return {
-        key: value[1:-1].replace("''", "'") if value.startswith("'") else value
-        for key, value in pairs
-    }
-
-
-def same(rendered: str, live: str | None) -> bool:
-    """Compare two values as PgBouncer would: 30 and 30.0 are the same time."""
-    if live is None:
-        return False
+def pem_pair_error(certificate: str, key: str) -> str | None:
+    """Return why a certificate and a key (paths) do not belong together; None when they do."""
     try:
-        return float(rendered) == float(live)
-    except ValueError:
-        return rendered == live
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (ssl.SSLError, OSError) as error:
+        return str(error)
+    return None
 
 
-def changed_names(before: Sections, after: Sections) -> list[str]:
-    """Return section.name of everything that differs between two files."""
-    return sorted(
-        f"{section}.{name}"
-        for section in {*before, *after}
-        for name in {*before.get(section, {}), *after.get(section, {})}
-        if before.get(section, {}).get(name) != after.get(section, {}).get(name)
-    )
-
-
-def trial_config(text: str, moved: dict[str, str]) -> str:
-    """Return the candidate as a trial beside the live process can load it.
-
-    moved: live path -> path of the trial's copy, for the files that the configuration names.
-    """
-    lines = []
-    for line in text.splitlines():
-        name = line.split("=", 1)[0].strip()
-        if name in ABSENT_IN_TRIAL:
-            line = f"{name} ="
-        for live, trial in moved.items():
-            if name.endswith("_file") and line.endswith(live):
-                line = line.removesuffix(live) + trial
-        lines.append(line)
-    return "\n".join(lines) + "\n"
-
-
-def trial_error(output: str, moved: dict[str, str]) -> str | None:
-    """Return why the binary refused the candidate; None when it loaded all of it.
-
-    A warning is a refusal as well: an HBA rule that PgBouncer skips would leave a door open.
-    """
-    problems = [
-        re.sub(r"^.*?\b(WARNING|ERROR|FATAL)\b", r"\1", line)
-        for line in output.splitlines()
-        if re.search(r"\b(WARNING|ERROR|FATAL)\b", line) and NOWHERE not in line
-    ]
-    if not problems and NOWHERE in output:
-        return None
-    message = "; ".join(problems) or output.strip() or "it printed nothing"
-    for live, trial in moved.items():
-        message = message.replace(trial, live)
-    return message
-
-
-def config_drift(sections: Sections, config: dict[str, dict[str, str]]) -> dict[str, str]:
-    """Return {setting: value that it should have} where SHOW CONFIG differs from the file.
-
-    A setting that is not in the file should have its default: one that was removed and needs a
-    restart to forget its value would otherwise stay.
-    """
-    rendered = sections.get("pgbouncer", {})
-    wanted = {
-        name: rendered.get(name, row.get("default", row["value"]))
-        for name, row in config.items()
-        if name in rendered or name not in OWN_SETTINGS
-    }
-    wanted |= {name: value for name, value in rendered.items() if name not in config}
-    found = {}
-    for name, value in wanted.items():
-        live = config.get(name, {}).get("value")
-        if name == "unix_socket_mode" and live is not None:
-            live = f"0{int(live):o}"  # shown as a decimal number
-        if not same(value, live):
-            found[name] = value
-    return found
-
-
-def drift(sections: Sections, console: Console) -> list[str]:
-    """Return where the running process differs from the rendered file, as readable statements."""
-    config = console.show("CONFIG", "key")
-    found = [
-        f"{name} is {config.get(name, {}).get('value')!r} and should be {value!r}"
-        for name, value in config_drift(sections, config).items()
-    ]
-    databases = console.show("DATABASES", "name")
-    rendered = sections.get("databases", {})
-    found += [f"database {name} is missing" for name in rendered if name not in databases]
-    found += [
-        f"database {name} is still there"
-        for name, row in databases.items()
-        if name not in rendered and name != "pgbouncer" and "*" not in rendered
-    ]
-    for name, text in rendered.items():
-        row = databases.get(name, {})
-        wanted = parse_connstr(text)
-        pairs = [(key, DATABASE_COLUMNS[key]) for key in wanted if key in DATABASE_COLUMNS]
-        for key, column in pairs if row else []:
-            live = row.get("reserve_pool" if column not in row and "reserve" in column else column)
-            shows_global = key == "server_lifetime" and wanted[key] == "0"
-            if not shows_global and not same(wanted[key], live):
-                found.append(f"database {name}: {key} is {live!r} and should be {wanted[key]!r}")
-        if row and row["force_user"] != wanted.get("user", ""):
-            found.append(f"database {name}: the forced user is {row['force_user']!r}")
-    users = console.show("USERS", "name")
-    for name, text in sections.get("users", {}).items():
-        wanted = parse_connstr(text)
-        for key in (key for key in USER_COLUMNS if key in wanted and key in users.get(name, {})):
-            if not same(wanted[key], users[name][key]):
-                live = users[name][key]
-                found.append(f"user {name}: {key} is {live!r} and should be {wanted[key]!r}")
-    return found
-
-
-def restart_only(sections: Sections, console: Console) -> list[str]:
-    """Return the settings that differ in the running process and that a reload cannot change."""
-    config = console.show("CONFIG", "key")
-    names = [
-        name
-        for name in config_drift(sections, config)
-        if config.get(name, {}).get("changeable") == "no"
-    ]
-    databases = console.show("DATABASES", "name")
-    forced = [
-        f"databases.{name}.user"
-        for name, text in sections.get("databases", {}).items()
-        if databases.get(name, {}).get("force_user") and "user" not in parse_connstr(text)
-    ]
-    return names + forced
-
-
-class Console:
-    """PgBouncer's admin console, over its unix socket as the service's own user."""
-
-    def __init__(self, socket_directory: str, port: str, user: str, timeout: int) -> None:
-        self.arguments = ["psql", "-X", "-q", "--csv", "-h", socket_directory, "-p", port]
-        self.arguments += ["-U", "pgbouncer", "-d", "pgbouncer", "-c"]
-        self.user = user
-        self.timeout = timeout
-
-    def run(self, command: str) -> str:
-        """Return what the console prints; raise Refused when it refuses or does not answer."""
-        try:
-            done = subprocess.run(
-                [*self.arguments, command],
-                user=self.user,
-                env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "PGCONNECT_TIMEOUT": "5"},
-                capture_output=True,
-                text=True,
-                timeout=self.timeout,
-                cwd="/",
-            )
-        except subprocess.TimeoutExpired:
-            raise Refused(f"the admin console did not answer {command} in time") from None
-        if done.returncode:
-            raise Refused(f"the admin console refused {command}: {done.stderr.strip()}")
-        return done.stdout
-
-    def show(self, what: str, key: str) -> dict[str, dict[str, str]]:
-        """Return the rows of a SHOW command by one of their columns."""
-        return {row[key]: row for row in csv.DictReader(io.StringIO(self.run(f"SHOW {what}")))}
+def served_certificate(host: str, port: int) -> bytes:
+    """Return the certificate (DER) that a PgBouncer shows its clients."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection((host, port), timeout=5) as plain:
+        plain.sendall(SSL_REQUEST)
+        if plain.recv(1) != b"S":
+            raise Refused(f"{host}:{port} offers no TLS")
+        with context.wrap_socket(plain) as secure:
+            return secure.getpeercert(binary_form=True)
 
 
 class Transaction:
-    """The live files and process, and the change that is being made to them."""
+    """The live files and processes, and the change that is being made to them."""
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.user = module.params["user"]
-        self.service = module.params["service"]
         self.timeout = module.params["timeout_seconds"]
+        self.count = module.params["processes"]
         self.config_path = module.params["config"]["path"]
-        every = [module.params["config"], *module.params["files"], module.params["userlist"]]
-        self.after = {file["path"]: file["content"] for file in every}
+        self.directory = Path(self.config_path).parent
+        self.version = installed_version()
+        plain = [module.params["config"], *module.params["files"]]
+        self.secret_paths = {file["path"] for file in module.params["secret_files"]}
+        self.after: dict[str, str | None] = {
+            file["path"]: file["content"] for file in [*plain, *module.params["secret_files"]]
+        }
+        for number in range(1, self.count + 1):
+            path = self.process_path(number)
+            self.after[path] = process_ini(self.config_path, number, self.version)
+        for path in self.directory.glob("process-*.ini"):
+            self.after.setdefault(str(path), None)  # of a process that is no longer wanted
         self.before = {path: self.read(path) for path in self.after}
+        self.owners = {path: self.owner(path) for path in self.after if Path(path).exists()}
         # Holds the old files from before the swap until the proof: a run that was killed between is
         # caught up by the next one, and can still be undone by it.
-        self.pending = Path(self.config_path).with_name(".poolkit-pending")
+        self.pending = self.directory / ".poolkit-pending"
         if self.pending.exists():
             with contextlib.suppress(ValueError):
-                self.before.update(json.loads(self.pending.read_text()))
+                kept = json.loads(self.pending.read_text())
+                self.before.update({p: c for p, c in kept.items() if p in self.after})
+        self.replaces_distribution = not MASK.is_symlink()
+        self.done: list[dict] = []
+        self.reasons: list[str] = []
+
+    def process(self, number: int) -> Process:
+        return Process(number, self.user, self.timeout)
+
+    def process_path(self, number: int) -> str:
+        return str(self.directory / f"process-{number}.ini")
+
+    @staticmethod
+    def numbers(files: dict[str, str | None]) -> list[int]:
+        """Return the numbers of the processes that a set of files describes."""
+        names = [Path(path).name for path, content in files.items() if content is not None]
+        found = [re.fullmatch(r"process-(\d+)\.ini", name) for name in names]
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def sections(self, files: dict[str, str | None], number: int) -> Sections:
+        texts = {path: content or "" for path, content in files.items()}
+        return parse_ini(texts.get(self.process_path(number), ""), texts)
 
     @staticmethod
     def read(path: str) -> str | None:
         return Path(path).read_text() if Path(path).exists() else None
 
-    def write(self, contents: dict[str, str | None]) -> None:
+    @staticmethod
+    def owner(path: str) -> tuple[int, int, int]:
+        stat = Path(path).stat()
+        return stat.st_uid, stat.st_gid, stat.st_mode & 0o777
+
+    def owner_and_mode(self, path: str) -> tuple[int, int, int]:
+        """Return (uid, gid, mode) of a file: units are public, the rest is the service's alone."""
+        if Path(path).parent == UNITS:
+            return 0, 0, 0o644
+        return 0, pwd.getpwnam(self.user).pw_gid, 0o640
+
+    def write(
+        self,
+        contents: dict[str, str | None],
+        owners: dict[str, tuple[int, int, int]] | None = None,
+    ) -> None:
         """Put each file in place at once; a reader sees the old one or the new one, never half."""
-        group = grp.getgrgid(pwd.getpwnam(self.user).pw_gid).gr_gid
         for path, content in contents.items():
             if content is None:
                 Path(path).unlink(missing_ok=True)
                 continue
+            uid, gid, mode = (owners or {}).get(path) or self.owner_and_mode(path)
+            parent = Path(path).parent
+            if not parent.exists():
+                parent.mkdir(mode=0o750)
+                os.chown(parent, 0, gid)
             partial = Path(f"{path}.new")
+            partial.unlink(missing_ok=True)
             partial.touch(mode=0o600)
-            os.chown(partial, 0, group)
-            partial.chmod(0o640)
+            os.chown(partial, uid, gid)
+            partial.chmod(mode)
             partial.write_text(content)
             partial.replace(path)
 
     def right_modes(self) -> bool:
         """Tell whether the files belong to root and are readable by the service's group only."""
-        group = pwd.getpwnam(self.user).pw_gid
-        stats = [Path(path).stat() for path in self.after]
-        return all((s.st_uid, s.st_gid, s.st_mode & 0o777) == (0, group, 0o640) for s in stats)
+        wanted = [path for path, content in self.after.items() if content is not None]
+        return all(self.owners.get(path) == self.owner_and_mode(path) for path in wanted)
 
     def try_candidate(self) -> None:
         """Let the installed binary load the candidate; raise Refused with what it said.
 
-        PgBouncer does not look for the files of a TLS setting before the first connection.
+        PgBouncer does not look into the files of a TLS setting before the first connection.
         """
-        for name, value in parse_ini(self.after[self.config_path]).get("pgbouncer", {}).items():
+        sections = self.sections(self.after, 1)
+        settings = sections.get("pgbouncer", {})
+        for name, value in settings.items():
             named = name.endswith("_file") and value and value not in self.after
             if named and not Path(value).is_file():
                 raise Refused(f"{name}: there is no file {value} on this host")
         directory = Path(tempfile.mkdtemp(prefix="poolkit-pgbouncer.", dir="/run"))
         try:
             owner = pwd.getpwnam(self.user)
-            moved = {path: str(directory / Path(path).name) for path in self.after}
-            for path, content in self.after.items():
-                text = trial_config(content, moved) if path == self.config_path else content
-                Path(moved[path]).write_text(text)
-                os.chown(moved[path], owner.pw_uid, owner.pw_gid)
-                Path(moved[path]).chmod(0o400)
+            paths = [path for path, content in self.after.items() if content is not None]
+            # The longest first: no path may be taken for the end of another.
+            moved = {
+                path: str(directory / f"{index}-{Path(path).name}")
+                for index, path in enumerate(sorted(paths, key=len, reverse=True))
+            }
+            for path, trial in moved.items():
+                text = self.after[path]
+                Path(trial).write_text(trial_config(text, moved) if path.endswith("ini") else text)
+                os.chown(trial, owner.pw_uid, owner.pw_gid)
+                Path(trial).chmod(0o400)
             os.chown(directory, owner.pw_uid, owner.pw_gid)
+            self.try_certificates(settings, moved)
             try:
                 done = subprocess.run(
-                    ["pgbouncer", moved[self.config_path]],
+                    ["pgbouncer", moved[self.process_path(1)]],
                     user=self.user,
                     group=owner.pw_gid,
-                    env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                    env={"PATH": PATH},
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
@@ -415,180 +323,279 @@ class Transaction:
         finally:
             shutil.rmtree(directory)
 
-    def console(self, sections: Sections) -> Console:
-        """Return the console of a process that runs with a configuration."""
-        settings = sections.get("pgbouncer", {})
-        return Console(
-            settings.get("unix_socket_dir", "/var/run/postgresql"),
-            settings.get("listen_port", "6432"),
-            self.user,
-            self.timeout,
+    @staticmethod
+    def try_certificates(settings: dict[str, str], moved: dict[str, str]) -> None:
+        """Refuse what PgBouncer would only notice at the first connection."""
+        for side in ("client", "server"):
+            names = [f"{side}_tls_{kind}_file" for kind in ("cert", "key", "ca")]
+            cert, key, ca = (moved.get(p, p) for p in (settings.get(n, "") for n in names))
+            if cert and (error := pem_pair_error(cert, key or cert)):
+                raise Refused(f"{names[0]} and {names[1]} do not belong together: {error}")
+            if ca:
+                try:
+                    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca)
+                except (ssl.SSLError, OSError) as error:
+                    raise Refused(f"{names[2]} holds no certificate: {error}") from None
+
+    def restart_reasons(self, process: Process, sections: Sections, rows: Rows) -> list[str]:
+        """Return why a running process must be replaced to have the files that are in place."""
+        reasons = restart_only(sections, rows)
+        if process.older_than(pgbouncer_path()):
+            reasons.append("the installed PgBouncer is newer than the process")
+        template = str(UNITS / "pgbouncer@.service")
+
+        def lines(files: dict[str, str | None]) -> list[str]:
+            every = (files.get(template) or "").splitlines()
+            return [line for line in every if not line.startswith(("LimitNOFILE=", "#"))]
+
+        if template in self.after and lines(self.before) != lines(self.after):
+            reasons.append("pgbouncer@.service")
+        return reasons
+
+    @staticmethod
+    def open_files(files: dict[str, str | None]) -> int:
+        """Return how many open files the unit asks for."""
+        unit = files.get(str(UNITS / "pgbouncer@.service")) or ""
+        match = re.search(r"^LimitNOFILE=(\d+)", unit, re.MULTILINE)
+        return int(match.group(1)) if match else 0
+
+    def apply(self, files: dict[str, str | None], others: dict[str, str | None]) -> None:
+        """Make the processes take the files that are in place instead of others, one by one."""
+        if self.replaces_distribution:
+            systemctl("stop", "pgbouncer.service")
+        if self.replaces_distribution or any(
+            Path(path).parent == UNITS and files[path] != others[path] for path in files
+        ):
+            if self.replaces_distribution:
+                MASK.unlink(missing_ok=True)
+                MASK.symlink_to("/dev/null")
+            systemctl("daemon-reload")
+        wanted = self.numbers(files)
+        for number in wanted:
+            start = time.monotonic()
+            action = self.apply_to(self.process(number), files, others)
+            self.prove(number, files)
+            seconds = round(time.monotonic() - start, 2)
+            self.done.append({"process": number, "action": action, "seconds": seconds})
+        for number in self.unwanted(wanted):
+            start = time.monotonic()
+            self.remove(self.process(number))
+            seconds = round(time.monotonic() - start, 2)
+            self.done.append({"process": number, "action": "stop", "seconds": seconds})
+        units = [f"pgbouncer@{number}.service" for number in wanted]
+        if systemctl("is-enabled", "pgbouncer.target", *units).returncode:
+            systemctl("enable", "--quiet", "--now", "pgbouncer.target")
+            systemctl("enable", "--quiet", *units)
+
+    @staticmethod
+    def unwanted(wanted: list[int]) -> list[int]:
+        """Return the numbers of processes that run and should not."""
+        shown = systemctl(
+            *("list-units", "--plain", "--no-legend", "--state=active,activating,reloading"),
+            "pgbouncer@*.service",
         )
+        found = re.findall(r"^pgbouncer@(\d+)\.service", shown.stdout, re.MULTILINE)
+        return sorted({int(number) for number in found} - set(wanted))
 
-    def running(self) -> bool:
-        return self.systemctl("is-active", check=False) == 0
-
-    def systemctl(self, verb: str, check: bool = True) -> int:
+    def apply_to(
+        self, process: Process, files: dict[str, str | None], others: dict[str, str | None]
+    ) -> str:
+        """Make one process take the files; return what was done."""
+        sections = self.sections(files, process.number)
+        if not process.running():
+            process.control("start")
+            return "start"
         try:
-            done = subprocess.run(
-                ["systemctl", verb, self.service],
-                capture_output=True,
-                text=True,
-                timeout=self.timeout + 120,  # systemd itself waits 90 s for a stop
-            )
-        except subprocess.TimeoutExpired:
-            raise Refused(f"systemctl {verb} {self.service} did not end in time") from None
-        if check and done.returncode:
-            log = subprocess.run(
-                ["journalctl", "-u", self.service, "-n", "5", "-o", "cat", "--no-pager"],
-                capture_output=True,
-                text=True,
-            )
-            raise Refused(f"systemctl {verb} {self.service} failed: {log.stdout.strip()}")
-        return done.returncode
-
-    def apply(self, text: str, removed_users: list[str]) -> tuple[str, list[str]]:
-        """Make the process take a configuration that is in place; return (action, reasons)."""
-        sections = parse_ini(text)
-        if not self.running():
-            self.systemctl("start")
-            return "start", []
-        live = self.console(self.live_sections)
-        try:
-            reasons = restart_only(sections, live)
+            reasons = self.restart_reasons(process, sections, process.rows())
         except Refused as error:
             reasons = [str(error)]
+        if not process.raise_open_files(self.open_files(files)):
+            reasons.append("LimitNOFILE")
         if reasons:
-            self.systemctl("restart")
-            return "restart", reasons
-        if removed_users:
+            self.reasons = sorted({*self.reasons, *reasons})
+            self.replace(process, files)
+            return "restart"
+        kept = set(sections.get("users", {}))
+        removed = sorted(set(self.sections(others, process.number).get("users", {})) - kept)
+        if removed:
             # A user whose line is gone keeps its limits: give it a neutral line first.
-            lines = "\n".join(f"{user} = {NEUTRAL_USER}" for user in removed_users)
-            self.write({self.config_path: f"{text}\n[users]\n{lines}\n"})
-            live.run("RELOAD")
+            text = files[self.config_path]
+            lines = "\n".join(f"{user} = {NEUTRAL_USER}" for user in removed)
+            self.write({self.config_path: f"[users]\n{lines}\n{text}"})
+            process.ask("RELOAD")
             self.write({self.config_path: text})
-        live.run("RELOAD")
-        return "reload", []
+        process.ask("RELOAD")
+        return "reload"
 
-    def prove(self, text: str) -> None:
-        """Wait until the process has the configuration and listens; raise Refused otherwise."""
-        sections = parse_ini(text)
+    def replace(self, process: Process, files: dict[str, str | None]) -> None:
+        """Restart a process; where the version allows, without cutting a client off."""
+        if self.version < DRAINS_SINCE:
+            process.control("restart")
+            return
+        stand_in = None
+        if len(self.numbers(files)) == 1:
+            stand_in = self.process(2)
+            if not stand_in.running():  # else it is one that is no longer wanted, and serves
+                own = {self.process_path(2): process_ini(self.config_path, 2, self.version)}
+                self.write(own)
+                stand_in.control("start")
+                self.prove(2, {**files, **own})
+        process.drain(self.module.params["drain_seconds"])
+        process.control("start")
+        self.prove(process.number, files)
+        if stand_in:
+            self.remove(stand_in)
+
+    def remove(self, process: Process) -> None:
+        """End a process for good; without its file systemd does not start it again."""
+        Path(self.process_path(process.number)).unlink(missing_ok=True)
+        if self.version >= DRAINS_SINCE and process.running():
+            with contextlib.suppress(Refused):  # one that does not answer is only stopped
+                process.drain(self.module.params["drain_seconds"])
+        process.control("stop")
+        systemctl("disable", "--quiet", process.unit)
+
+    def problems(self, number: int, files: dict[str, str | None]) -> list[str]:
+        """Return where one process differs from the files, as readable statements."""
+        sections = self.sections(files, number)
+        settings = sections.get("pgbouncer", {})
+        process = self.process(number)
+        try:
+            found = drift(sections, process.rows())
+        except Refused as error:
+            return [str(error)]
+        listen, port = settings.get("listen_addr", ""), settings.get("listen_port", "6432")
+        found += process.deaf(listen, port)
+        if not process.raise_open_files(self.open_files(files)):
+            found.append(
+                f"{process.unit} may open fewer than {self.open_files(files)} files: lower "
+                "max_client_conn, or raise the hard limit of this host (or container)"
+            )
+        return found or self.stale_certificate(settings)
+
+    def stale_certificate(self, settings: dict[str, str]) -> list[str]:
+        """Return a statement when clients are shown another certificate than the file's."""
+        path = settings.get("client_tls_cert_file")
+        off = settings.get("client_tls_sslmode", "disable") == "disable"
+        addresses = re.findall(r"\b\d+\.\d+\.\d+\.\d+\b", settings.get("listen_addr", ""))
+        if not path or off or not addresses:
+            return []
+        pem = re.search(r"-----BEGIN CERT.*?-----END CERT[^\n]*", Path(path).read_text(), re.S)
+        host = addresses[0].replace("0.0.0.0", "127.0.0.1")  # noqa: S104 (compared, not bound)
+        try:
+            served = served_certificate(host, int(settings.get("listen_port", "6432")))
+        except OSError as error:
+            return [f"{host} does not accept TLS: {error}"]
+        if served == ssl.PEM_cert_to_DER_cert(pem.group()):
+            return []
+        return [f"{host} does not show the certificate in {path}"]
+
+    def prove(self, number: int, files: dict[str, str | None]) -> None:
+        """Wait until a process has the configuration and listens; raise Refused otherwise."""
         deadline = time.monotonic() + self.timeout
-        while True:
-            try:
-                problems = drift(sections, self.console(sections)) + self.deaf(sections)
-            except Refused as error:
-                problems = [str(error)]
-            if not problems:
-                return
+        process = self.process(number)
+        while problems := self.problems(number, files):
             # What a reload did not change stays; only a process that is starting needs patience.
-            if time.monotonic() > deadline or (self.running() and "refused" not in problems[0]):
+            starting = "no socket" in problems[0] or "refused" in problems[0]
+            if time.monotonic() > deadline or (process.running() and not starting):
                 raise Refused("the running process differs: " + "; ".join(problems))
             time.sleep(0.2)
-
-    def deaf(self, sections: Sections) -> list[str]:
-        """Return a statement when the service does not listen on the port that it should."""
-        settings = sections.get("pgbouncer", {})
-        port = settings.get("listen_port", "6432")
-        if not settings.get("listen_addr"):
-            return []
-        sockets = subprocess.run(
-            ["ss", "-Hltn", "--cgroup", f"sport = :{port}"], capture_output=True, text=True
-        ).stdout
-        own = [line for line in sockets.splitlines() if f"/{self.service}.service" in line]
-        addresses = [part.strip() for part in settings["listen_addr"].split(",")]
-        literal = [address for address in addresses if re.fullmatch(r"[0-9.]+", address)]
-        deaf = [a for a in literal if not any(f" {a}:{port} " in line for line in own)]
-        if own and not deaf:
-            return []
-        return [f"{self.service} does not listen on {', '.join(deaf) or 'any address'}:{port}"]
 
     def run(self) -> dict:
         """Carry the change out; return the module's result or raise Refused with the reason."""
         start = time.monotonic()
-        new = self.after[self.config_path]
-        old = self.before[self.config_path] or ""
-        self.live_sections = parse_ini(old)
-        names = changed_names(self.live_sections, parse_ini(new))
-        files = [path for path in self.after if self.before[path] != self.after[path]]
-        touched = bool(files) or self.pending.exists() or not self.right_modes()
-        self.try_candidate()
+        names = changed_names(self.sections(self.before, 1), self.sections(self.after, 1))
+        if self.touched():
+            self.try_candidate()
+        if not self.touched() and not self.forecast():
+            return self.result(False, names, start)
         if self.module.check_mode:
-            action, reasons = self.forecast(touched, new)
-            return self.result(action != "none", action, names, reasons, start)
-        if not touched and self.running() and not self.problems(new):
-            return self.result(False, "none", names, [], start)
-        removed = sorted(
-            set(parse_ini(old).get("users", {})) - set(parse_ini(new).get("users", {}))
-        )
+            self.done = self.forecast() or [{"process": 1, "action": "reload", "seconds": 0.0}]
+            return self.result(True, names, start)
         self.pending.touch(mode=0o600)
         self.pending.write_text(json.dumps(self.before))
         try:
             self.write(self.after)
-            action, reasons = self.apply(new, removed)
-            self.prove(new)
+            self.apply(self.after, self.before)
         except Exception as error:  # whatever it was, half a change must not stay
             self.restore(error)
         self.pending.unlink()
-        return self.result(True, action, names, reasons, start)
+        return self.result(True, names, start)
 
-    def problems(self, text: str) -> list[str]:
-        try:
-            sections = parse_ini(text)
-            return drift(sections, self.console(sections)) + self.deaf(sections)
-        except Refused as error:
-            return [str(error)]
+    def touched(self) -> bool:
+        """Tell whether a file has to be written."""
+        return (
+            self.before != self.after
+            or self.pending.exists()
+            or self.replaces_distribution
+            or not self.right_modes()
+        )
 
-    def forecast(self, touched: bool, text: str) -> tuple[str, list[str]]:
-        """Return what a real run would do."""
-        if not self.running():
-            return "start", []
-        try:
-            reasons = restart_only(parse_ini(text), self.console(self.live_sections))
-        except Refused as error:
-            return "restart", [str(error)]
-        if reasons:
-            return "restart", reasons
-        return ("reload" if touched or self.problems(text) else "none"), []
+    def forecast(self) -> list[dict]:
+        """Return what the processes need, apart from a reload for changed files."""
+        wanted = self.numbers(self.after)
+        needs = [{"process": number, "action": "stop"} for number in self.unwanted(wanted)]
+        for number in wanted:
+            process = self.process(number)
+            if not process.running():
+                needs.append({"process": number, "action": "start"})
+                continue
+            try:
+                sections = self.sections(self.after, number)
+                reasons = self.restart_reasons(process, sections, process.rows())
+            except Refused as error:
+                reasons = [str(error)]
+            self.reasons = sorted({*self.reasons, *reasons})
+            if reasons or (not self.touched() and self.problems(number, self.after)):
+                needs.append({"process": number, "action": "restart" if reasons else "reload"})
+        return [{**need, "seconds": 0.0} for need in needs]
 
     def restore(self, error: Exception) -> None:
         """Put the old files back, prove that they serve again, and fail with the reason."""
-        old = self.before[self.config_path]
-        if old is None:
-            self.module.fail_json(msg=f"{error}. There was no configuration before", restored=False)
-        self.write(self.before)
+        first = self.before[self.config_path] is None or not self.numbers(self.before)
         try:
-            new_users = parse_ini(self.after[self.config_path]).get("users", {})
-            self.apply(old, sorted(set(new_users) - set(parse_ini(old).get("users", {}))))
-            self.prove(old)
+            if first or self.replaces_distribution:
+                self.restore_distribution()
+                raise Refused("There was no poolkit configuration before") from None
+            self.write(self.before)
+            self.apply(self.before, self.after)
         except Refused as second:
-            self.module.fail_json(
-                msg=f"{error}. The old files are back, but do not serve: {second}", restored=False
-            )
+            self.module.fail_json(msg=f"{error}. {second}", restored=False)
         self.pending.unlink()
         self.module.fail_json(
             msg=f"{error}. The old configuration is back and serves.", restored=True
         )
 
-    def result(
-        self, changed: bool, action: str, names: list[str], reasons: list[str], start: float
-    ) -> dict:
-        secret = self.module.params["userlist"]["path"]
+    def restore_distribution(self) -> None:
+        """Hand a host that had no poolkit configuration back as it was."""
+        for number in self.unwanted([]):
+            self.process(number).control("stop")
+        self.write(self.before, self.owners)
+        if self.replaces_distribution:
+            MASK.unlink(missing_ok=True)
+        systemctl("daemon-reload")
+        if self.replaces_distribution:
+            systemctl("start", "pgbouncer.service")
+        self.pending.unlink()
+
+    def result(self, changed: bool, names: list[str], start: float) -> dict:
+        actions = [done["action"] for done in self.done] or ["none"]
         return {
             "changed": changed,
-            "action": action,
+            "action": max(actions, key=ACTIONS.index),
+            "processes": self.done,
             "settings": names,
-            "restart_reason": reasons,
+            "restart_reason": self.reasons,
             "seconds": round(time.monotonic() - start, 2),
             "diff": [
                 {
                     "before_header": path,
                     "after_header": path,
                     "before": CLEAR_PASSWORD.sub("password=***", self.before[path] or ""),
-                    "after": content,
+                    "after": content or "",
                 }
                 for path, content in self.after.items()
-                if path != secret and self.before[path] != content
+                if path not in self.secret_paths and self.before[path] != content
             ],
         }
 
@@ -615,23 +622,28 @@ def main() -> None:
         "content": {"type": "str", "required": True},
     }
     secret = {**file, "content": {"type": "str", "required": True, "no_log": True}}
+    files = {"type": "list", "elements": "dict", "default": []}
     module = AnsibleModule(
         argument_spec={
             "config": {"type": "dict", "required": True, "options": file},
-            "files": {"type": "list", "elements": "dict", "default": [], "options": file},
-            "userlist": {"type": "dict", "required": True, "options": secret},
-            "service": {"type": "str", "default": "pgbouncer"},
-            "user": {"type": "str", "default": "postgres"},
+            "files": {**files, "options": file},
+            "secret_files": {**files, "options": secret},
+            "processes": {"type": "int", "default": 1},
+            "user": {"type": "str", "default": "pgbouncer"},
             "timeout_seconds": {"type": "int", "default": 20},
+            "drain_seconds": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
     )
-    if shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/sbin:/bin") is None:
+    if pgbouncer_path() is None:
         if module.check_mode:
-            module.exit_json(changed=True, action="start", settings=[], restart_reason=[])
+            module.exit_json(
+                changed=True, action="start", processes=[], settings=[], restart_reason=[]
+            )
         module.fail_json(msg="PgBouncer is not installed on this host")
     try:
-        with exclusive("/run/poolkit-pgbouncer.lock", module.params["timeout_seconds"] * 3):
+        seconds = module.params["drain_seconds"] + module.params["timeout_seconds"] * 3
+        with exclusive("/run/poolkit-pgbouncer.lock", seconds):
             module.exit_json(**Transaction(module).run())
     except Refused as error:
         module.fail_json(msg=f"{error}. Nothing was changed.")

@@ -1,0 +1,216 @@
+"""What PgBouncer's files and its admin console say: parsing and comparing, without side effects."""
+
+from __future__ import annotations
+
+import re
+
+Sections = dict[str, dict[str, str]]
+"""A parsed file: section -> name -> value, as text."""
+
+Rows = dict[str, dict[str, dict[str, str]]]
+"""What a process shows: CONFIG, DATABASES and USERS -> name -> column -> value."""
+
+NOWHERE = "nowhere to listen on"
+"""What a good candidate ends with, since it is given no address and no socket."""
+
+ABSENT_IN_TRIAL = ("listen_addr", "unix_socket_dir", "pidfile", "logfile")
+"""Settings that a trial beside the live process must not have."""
+
+DATABASE_COLUMNS = {
+    "host": "host",
+    "port": "port",
+    "dbname": "database",
+    "pool_size": "pool_size",
+    "min_pool_size": "min_pool_size",
+    "reserve_pool": "reserve_pool_size",
+    "reserve_pool_size": "reserve_pool_size",
+    "pool_mode": "pool_mode",
+    "max_db_connections": "max_connections",
+    "max_db_client_connections": "max_client_connections",
+    "server_lifetime": "server_lifetime",
+}
+"""[databases] key -> column of SHOW DATABASES (before 1.24 reserve_pool_size was reserve_pool)."""
+
+USER_COLUMNS = (
+    "pool_size",
+    "reserve_pool_size",
+    "pool_mode",
+    "max_user_connections",
+    "max_user_client_connections",
+)
+"""[users] keys that SHOW USERS shows under their own names, where the version has them."""
+
+OWN_SETTINGS = ("conffile", "verbose", "user", "job_name", "service_name")
+"""Settings that the command line and the service give the process."""
+
+NEUTRAL_USER = "max_user_connections=-1"
+"""A [users] line that resets every limit of the user: a key that is not given goes to "unset"."""
+
+
+def parse_ini(text: str, included: dict[str, str] | None = None) -> Sections:
+    """Parse a pgbouncer.ini as PgBouncer does: comments at line starts only, last value wins.
+
+    included: path -> content of the files that %include may name; the section goes on in them and
+    after them.
+    """
+    sections: Sections = {}
+    section = ""
+
+    def read(part: str) -> None:
+        nonlocal section
+        for line in part.splitlines():
+            line = line.strip()
+            if not line or line[0] in ";#":
+                continue
+            if header := re.fullmatch(r"\[(\w+)\]", line):
+                section = header.group(1)
+                sections.setdefault(section, {})
+            elif line.startswith("%include "):
+                read((included or {}).get(line.removeprefix("%include ").strip(), ""))
+            elif "=" in line:
+                name, value = line.split("=", 1)
+                sections.setdefault(section, {})[name.strip()] = value.strip()
+
+    read(text)
+    return sections
+
+
+def parse_connstr(text: str) -> dict[str, str]:
+    """Parse a [databases] or [users] value: key=value, quoted values with doubled quotes."""
+    pairs = re.findall(r"(\w+)\s*=\s*('(?:[^']|'')*'|\S+)", text)
+    return {
+        key: value[1:-1].replace("''", "'") if value.startswith("'") else value
+        for key, value in pairs
+    }
+
+
+def same(rendered: str, live: str | None) -> bool:
+    """Compare two values as PgBouncer would: 30 and 30.0 are the same time."""
+    if live is None:
+        return False
+    try:
+        return float(rendered) == float(live)
+    except ValueError:
+        return rendered == live
+
+
+def changed_names(before: Sections, after: Sections) -> list[str]:
+    """Return section.name of everything that differs between two files."""
+    return sorted(
+        f"{section}.{name}"
+        for section in {*before, *after}
+        for name in {*before.get(section, {}), *after.get(section, {})}
+        if before.get(section, {}).get(name) != after.get(section, {}).get(name)
+    )
+
+
+def trial_config(text: str, moved: dict[str, str]) -> str:
+    """Return the candidate as a trial beside the live process can load it.
+
+    moved: live path -> path of the trial's copy, for the files that the configuration names.
+    """
+    lines = []
+    for line in text.splitlines():
+        name = line.split("=", 1)[0].strip()
+        if name in ABSENT_IN_TRIAL:
+            line = f"{name} ="
+        for live, trial in moved.items():
+            if (name.endswith("_file") or name.startswith("%include ")) and line.endswith(live):
+                line = line.removesuffix(live) + trial
+                break
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def trial_error(output: str, moved: dict[str, str]) -> str | None:
+    """Return why the binary refused the candidate; None when it loaded all of it.
+
+    A warning is a refusal as well: an HBA rule that PgBouncer skips would leave a door open.
+    """
+    problems = [
+        re.sub(r"^.*?\b(WARNING|ERROR|FATAL)\b", r"\1", line)
+        for line in output.splitlines()
+        if re.search(r"\b(WARNING|ERROR|FATAL)\b", line) and NOWHERE not in line
+    ]
+    if not problems and NOWHERE in output:
+        return None
+    message = "; ".join(problems) or output.strip() or "it printed nothing"
+    for live, trial in moved.items():
+        message = message.replace(trial, live)
+    return message
+
+
+def config_drift(sections: Sections, config: dict[str, dict[str, str]]) -> dict[str, str]:
+    """Return {setting: value that it should have} where SHOW CONFIG differs from the file.
+
+    A setting that is not in the file should have its default: one that was removed and needs a
+    restart to forget its value would otherwise stay.
+    """
+    rendered = sections.get("pgbouncer", {})
+    wanted = {
+        name: rendered.get(name, row.get("default", row["value"]))
+        for name, row in config.items()
+        if name in rendered or name not in OWN_SETTINGS
+    }
+    wanted |= {name: value for name, value in rendered.items() if name not in config}
+    found = {}
+    for name, value in wanted.items():
+        live = config.get(name, {}).get("value")
+        if name == "unix_socket_mode" and live is not None:
+            live = f"0{int(live):o}"  # shown as a decimal number
+        if not same(value, live):
+            found[name] = value
+    return found
+
+
+def drift(sections: Sections, rows: Rows) -> list[str]:
+    """Return where the running process differs from the rendered file, as readable statements."""
+    config = rows["CONFIG"]
+    found = [
+        f"{name} is {config.get(name, {}).get('value')!r} and should be {value!r}"
+        for name, value in config_drift(sections, config).items()
+    ]
+    databases = rows["DATABASES"]
+    rendered = sections.get("databases", {})
+    found += [f"database {name} is missing" for name in rendered if name not in databases]
+    found += [
+        f"database {name} is still there"
+        for name, row in databases.items()
+        if name not in rendered and name != "pgbouncer" and "*" not in rendered
+    ]
+    for name, text in rendered.items():
+        row = databases.get(name, {})
+        wanted = parse_connstr(text)
+        pairs = [(key, DATABASE_COLUMNS[key]) for key in wanted if key in DATABASE_COLUMNS]
+        for key, column in pairs if row else []:
+            live = row.get("reserve_pool" if column not in row and "reserve" in column else column)
+            older = live is None and key == "server_lifetime"  # no such column before 1.23
+            shows_global = key == "server_lifetime" and wanted[key] == "0"
+            if not older and not shows_global and not same(wanted[key], live):
+                found.append(f"database {name}: {key} is {live!r} and should be {wanted[key]!r}")
+        if row and row["force_user"] != wanted.get("user", ""):
+            found.append(f"database {name}: the forced user is {row['force_user']!r}")
+    users = rows["USERS"]
+    for name, text in sections.get("users", {}).items():
+        wanted = parse_connstr(text)
+        for key in (key for key in USER_COLUMNS if key in wanted and key in users.get(name, {})):
+            if not same(wanted[key], users[name][key]):
+                live = users[name][key]
+                found.append(f"user {name}: {key} is {live!r} and should be {wanted[key]!r}")
+    return found
+
+
+def restart_only(sections: Sections, rows: Rows) -> list[str]:
+    """Return the settings that differ in the running process and that a reload cannot change."""
+    config = rows["CONFIG"]
+    names = [
+        name
+        for name in config_drift(sections, config)
+        if config.get(name, {}).get("changeable") == "no"
+    ]
+    forced = [
+        f"databases.{name}.user"
+        for name, text in sections.get("databases", {}).items()
+        if rows["DATABASES"].get(name, {}).get("force_user") and "user" not in parse_connstr(text)
+    ]
+    return names + forced
