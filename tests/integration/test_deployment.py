@@ -89,6 +89,14 @@ BAD_INPUT = {
         "which is database_admin_user",
     ),
     "short seed": ("scram_salt_seed=short", "scram_salt_seed must have at least 16 characters"),
+    "more connections than PostgreSQL takes": (
+        "database_reserved_for_others=90",
+        "Lower, the largest first: database_reserved_for_others (90)",
+    ),
+    "limit below the pools": (
+        "app_database_connection_limit=11",
+        "app_database_connection_limit is 11, but its poolers may open 12 connections",
+    ),
     "owner is the user": (
         "app_database_owner=django app_database_user=django",
         "app_database_user and app_database_owner are both 'django'",
@@ -117,8 +125,9 @@ def fingerprint(applications: dict[str, Application]) -> Callable[[], dict[str, 
 def test_bad_input_is_refused_before_anything_changes(case: str, fingerprint) -> None:
     variables, words = BAD_INPUT[case]
     before = fingerprint()
-    # Only the preflight, which site.yml imports first: what it lets pass is not refused in time.
-    run = ansible("ansible-playbook", "ansible/playbooks/preflight.yml", "-e", variables)
+    # Only what site.yml imports first: what these let pass is not refused in time.
+    first = ("ansible/playbooks/preflight.yml", "ansible/playbooks/plan.yml")
+    run = ansible("ansible-playbook", *first, "-e", variables)
     output = re.sub(r"\s+", " ", run.stdout + run.stderr)
     assert run.returncode != 0
     assert words in output, output[-3000:]

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -143,8 +144,17 @@ def hosts(**changes: object) -> dict[str, dict]:
     return {"web1": facts, "web2": {**facts, "private_address": "192.0.2.2", **changes}}
 
 
+def inventory(*apps: str, poolers: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """Groups: hosts that run applications, with a pooler beside each unless others are named."""
+    pgbouncer = list(apps if poolers is None else poolers)
+    return {"applications": list(apps), "pgbouncer": pgbouncer, "database_admin": ["web1"]}
+
+
+BOTH = inventory("web1", "web2")
+
+
 def test_applications_are_collected_once() -> None:
-    (shop,) = poolkit.applications(hosts(), ["web1", "web2"])
+    (shop,) = poolkit.applications(hosts(), BOTH)
     assert (shop["hosts"], shop["database"], shop["user"]) == (["web1", "web2"], "shop", "shop")
     assert shop["owner"] == "shop_owner"
 
@@ -163,24 +173,13 @@ def test_applications_are_collected_once() -> None:
         ),
         ({"app_name": "blog", "app_database_user": "shop"}, "both use the role 'shop'"),
         ({"app_name": "blog", "app_database": "shop"}, "both use the database 'shop'"),
+        ({"app_fallback_connections": "many"}, "web2: app_fallback_connections is 'many'"),
         ({"app_name": "root"}, "'root' uses the role 'root', which is database_admin_user"),
     ],
 )
 def test_contradictions_are_refused(changes: dict, words: str) -> None:
     with pytest.raises(AnsibleFilterError, match=words):
-        poolkit.applications(hosts(**changes), ["web1", "web2"], "root")
-
-
-def test_connection_limit_grows_with_the_hosts() -> None:
-    limits = [
-        poolkit.applications(hosts(**facts), names)[0]["connection_limit"]
-        for facts, names in (({}, ["web1"]), ({}, ["web1", "web2"]))
-    ]
-    assert limits == [20, 40]
-    given = {"app_database_connection_limit": 7}
-    assert (
-        poolkit.applications({"web2": hosts(**given)["web2"]}, ["web2"])[0]["connection_limit"] == 7
-    )
+        poolkit.applications(hosts(**changes), BOTH, "root")
 
 
 @pytest.mark.parametrize(
@@ -200,24 +199,27 @@ def test_role_setting_literal(value: object, literal: str) -> None:
 def test_defaults_agree_with_the_role() -> None:
     """The filter serves plays that cannot see roles/app/defaults: both must say the same."""
     defaults = yaml.safe_load((ROOT / "roles/app/defaults/main.yml").read_text())
-    (shop,) = poolkit.applications(hosts(), ["web1"])
+    (shop,) = poolkit.applications(hosts(), inventory("web1"))
     pairs = {
         "app_database": "database",
         "app_database_user": "user",
         "app_database_owner": "owner",
         "app_database_owner_connection_limit": "owner_connection_limit",
         "app_database_settings": "settings",
+        "app_fallback_connections": "fallback_connections",
     }
     for variable, key in pairs.items():
         value = defaults[variable]
         if isinstance(value, str):
             value = NativeEnvironment().from_string(value).render(app_name="shop")
         assert value == shop[key], variable
+    pooler = yaml.safe_load((ROOT / "roles/pgbouncer/defaults/main.yml").read_text())
+    assert pooler["pgbouncer_listen_port"] == poolkit.POOLER_PORT
 
 
 def test_rules_name_exactly_the_hosts() -> None:
-    apps = poolkit.applications(hosts(), ["web1", "web2"])
-    rules = poolkit.hba_rules(apps, hosts(), "admin", ["web1"])
+    apps = poolkit.applications(hosts(), BOTH)
+    rules = poolkit.hba_rules(apps, hosts(), BOTH, "admin")
     assert [(r["database"], r["user"], r["address"]) for r in rules] == [
         ("shop", "shop", "192.0.2.1/32"),
         ("shop", "shop_owner", "192.0.2.1/32"),
@@ -229,20 +231,109 @@ def test_rules_name_exactly_the_hosts() -> None:
 
 def test_rules_ask_for_a_missing_address() -> None:
     facts = hosts(private_address=None)
-    apps = poolkit.applications(facts, ["web1", "web2"])
+    apps = poolkit.applications(facts, BOTH)
     with pytest.raises(AnsibleFilterError, match="web2: private_address is missing"):
-        poolkit.hba_rules(apps, facts, "admin", [])
+        poolkit.hba_rules(apps, facts, BOTH, "admin")
 
 
-def test_pooler_serves_its_own_host_and_never_an_owner() -> None:
-    apps = poolkit.applications(hosts(app_name="blog"), ["web1", "web2"])
+def test_pooler_beside_the_application_serves_its_own_host() -> None:
+    apps = poolkit.applications(hosts(app_name="blog"), BOTH)
     assert poolkit.pooler_applications(apps, "web2") == [
-        {"name": "blog", "database": "blog", "user": "blog", "password": "p"}
+        {
+            "name": "blog",
+            "database": "blog",
+            "user": "blog",
+            "password": "p",
+            "owner": "blog_owner",
+        }
+    ]
+
+
+MIXED = inventory("web1", "web2", "web3", poolers=["web1", "pool1", "pool2"])
+"""web1 has a pooler beside it; web2 and web3 share a tier of two."""
+
+
+def mixed() -> dict[str, dict]:
+    return {
+        **hosts(),
+        "web3": {**hosts()["web1"], "app_name": "blog", "private_address": "2001:db8::3"},
+        "pool1": {"private_address": "192.0.2.11", "pgbouncer_listen_port": "6433"},
+        "pool2": {"private_address": "192.0.2.12"},
+    }
+
+
+def test_endpoints_spread_over_the_tier() -> None:
+    first, second = {"host": "192.0.2.11", "port": 6433}, {"host": "192.0.2.12", "port": 6432}
+    assert [
+        poolkit.pooler_endpoints(mixed(), MIXED, host) for host in ("web1", "web2", "web3")
+    ] == [
+        [{"host": "127.0.0.1", "port": 6432}],
+        [second, first],
+        [first, second],
+    ]
+
+
+def test_pooler_beside_the_application_keeps_its_port() -> None:
+    assert poolkit.pooler_endpoints(hosts(pgbouncer_listen_port=6500), BOTH, "web2") == [
+        {"host": "127.0.0.1", "port": 6500}
+    ]
+
+
+@pytest.mark.parametrize(
+    "groups", [inventory("web1", "web2", poolers=["web1"]), {"applications": ["web1", "web2"]}]
+)
+def test_host_without_a_pooler_is_refused(groups: dict) -> None:
+    with pytest.raises(AnsibleFilterError, match=r"web[12]: no pooler .* group pgbouncer"):
+        poolkit.pooler_endpoints(hosts(), groups, "web2")
+    with pytest.raises(AnsibleFilterError, match=r"web[12]: no pooler .* group pgbouncer"):
+        poolkit.applications(hosts(), groups)
+
+
+def test_tier_without_an_address_is_refused() -> None:
+    facts = {**mixed(), "pool2": {}}
+    with pytest.raises(AnsibleFilterError, match="pool2: private_address is missing"):
+        poolkit.pooler_endpoints(facts, MIXED, "web2")
+
+
+def test_tier_serves_what_has_no_pooler_beside_it() -> None:
+    apps = poolkit.applications(mixed(), MIXED)
+    served = {
+        host: [app["name"] for app in poolkit.pooler_applications(apps, host)]
+        for host in MIXED["pgbouncer"]
+    }
+    assert served == {"web1": ["shop"], "pool1": ["shop", "blog"], "pool2": ["shop", "blog"]}
+
+
+def test_pooler_lets_exactly_its_clients_in() -> None:
+    clients = {
+        host: poolkit.pooler_client_addresses(mixed(), MIXED, host) for host in MIXED["pgbouncer"]
+    }
+    tier = ["192.0.2.2/32", "2001:db8::3/128"]
+    assert clients == {"web1": ["127.0.0.1/32"], "pool1": tier, "pool2": tier}
+
+
+def test_pooler_listens_where_its_clients_come_in() -> None:
+    assert poolkit.pooler_listen_addr(mixed(), MIXED, "web1") == "127.0.0.1"
+    assert poolkit.pooler_listen_addr(mixed(), MIXED, "pool1") == "127.0.0.1,192.0.2.11"
+
+
+def test_tier_reaches_the_database_as_the_applications_user_only() -> None:
+    apps = poolkit.applications(mixed(), MIXED)
+    rules = poolkit.hba_rules(apps, mixed(), MIXED, "admin")
+    assert [(r["user"], r["address"]) for r in rules if r["address"] == "192.0.2.11/32"] == [
+        ("shop", "192.0.2.11/32"),
+        ("blog", "192.0.2.11/32"),
+    ]
+    assert [r["user"] for r in rules if r["address"] == "192.0.2.1/32"] == [
+        "shop",
+        "shop_owner",
+        "admin",
     ]
 
 
 def test_roles_carry_verifier_mark_and_limit() -> None:
-    roles = poolkit.database_roles(poolkit.applications(hosts(), ["web1"]), SEED)
+    facts = {"web1": {**hosts()["web1"], "app_database_connection_limit": 20}}
+    roles = poolkit.database_roles(poolkit.applications(facts, inventory("web1")), SEED)
     assert list(roles) == ["shop", "shop_owner"]
     assert roles["shop"]["verifier"] == poolkit.scram_verifier("p", "shop", SEED)
     assert roles["shop_owner"]["verifier"] == poolkit.scram_verifier("o", "shop_owner", SEED)

@@ -231,8 +231,12 @@ def test_open_files_cover_clients_and_pools() -> None:
 def test_auth_query_bounds_every_database() -> None:
     settings = {"default_pool_size": 10, "reserve_pool_size": 2}
     databases = {"shop": {"host": "db"}, "blog": {"pool_size": 3, "reserve_pool": 0}}
-    bound = pgbouncer_settings.bound_databases(databases, settings, 7)
+    apps = [*APPS, {"database": "mail", "user": "post"}]
+    databases["mail"] = {}
+    users = {"post": {"pool_size": 20}}
+    bound = pgbouncer_settings.bound_databases(databases, settings, apps, users, 7)
     assert {name: entry["max_db_connections"] for name, entry in bound.items()} == {
         "shop": 19,
         "blog": 10,
+        "mail": 29,
     }

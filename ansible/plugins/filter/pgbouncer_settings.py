@@ -171,15 +171,22 @@ def shares(entries: Mapping[str, Mapping[str, Any]], processes: int) -> dict[str
 
 
 def bound_databases(
-    databases: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any], others: int
+    databases: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    apps: Iterable[Mapping[str, Any]],
+    users: Mapping[str, Mapping[str, Any]],
+    others: int,
 ) -> dict[str, dict[str, Any]]:
     """Return the databases with max_db_connections: the application's pool, and `others` more.
 
     With auth_query any number of users may come, each with a pool of its own.
     """
+    user_of = {app["database"]: app["user"] for app in apps}
     bound = {}
     for name, entry in databases.items():
-        pool = int(entry.get("pool_size", settings["default_pool_size"]))
+        user = users.get(user_of.get(name, ""), {})
+        size = user.get("pool_size", entry.get("pool_size", settings["default_pool_size"]))
+        pool = int(size)
         reserve = entry.get("reserve_pool_size", entry.get("reserve_pool"))
         reserve = settings.get("reserve_pool_size", 0) if reserve is None else reserve
         bound[name] = {"max_db_connections": pool + int(reserve) + others, **entry}

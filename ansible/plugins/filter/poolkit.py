@@ -11,12 +11,13 @@ import difflib
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import scramp
 from ansible.errors import AnsibleFilterError
+from ansible.module_utils.parsing.convert_bool import boolean
 
 SCRAM_ITERATIONS = 4096
 """PostgreSQL's default scram_iterations; verifiers on both sides must agree for pass-through."""
@@ -141,25 +142,97 @@ def quote_ident(value: str) -> str:
     return '"' + value.replace('"', '""') + '"'
 
 
-CONNECTIONS_PER_HOST = 20
-"""Default share of a host in its application's CONNECTION LIMIT: the pooler's 10 + 2, and 8 in the
-fallback. The limit keeps a stampede past the pooler from taking the database down."""
+POOLER_PORT = 6432
+"""Default of pgbouncer_listen_port in roles/pgbouncer/defaults, which other plays cannot see."""
+
+Groups = Mapping[str, Sequence[str]]
+"""Ansible's `groups`: the names of the hosts of each group, in the inventory's order."""
+
+
+def _poolers(groups: Groups, host: str) -> list[str]:
+    """Return the pooler hosts that an application's host uses, in the order it tries them.
+
+    A host that is itself in the group pgbouncer has its pooler beside it and uses no other. Every
+    other one uses all pooler hosts without an application (a tier, or the database's own host),
+    each from another one on, so that the load spreads and the list stays the same between runs.
+    """
+    poolers = groups.get("pgbouncer", [])
+    if host in poolers:
+        return [host]
+    tier = [pooler for pooler in poolers if pooler not in groups["applications"]]
+    if not tier:
+        raise AnsibleFilterError(
+            f"{host}: no pooler serves this host of the group applications: put it into the group "
+            "pgbouncer (a pooler beside the application), or put a host without an application "
+            "there (a tier of poolers, or the database's host)"
+        )
+    turn = list(groups["applications"]).index(host) % len(tier)
+    return tier[turn:] + tier[:turn]
+
+
+def _private_address(hostvars: Mapping[str, Mapping[str, Any]], host: str) -> str:
+    value = hostvars[host].get("private_address")
+    if not value:
+        raise AnsibleFilterError(
+            f"{host}: private_address is missing: the address at which the other hosts see it, "
+            "set in the inventory beside the host's name"
+        )
+    return str(value)
+
+
+def _network(address: str) -> str:
+    """Return one address in CIDR notation."""
+    return f"{address}/{128 if ':' in address else 32}"
+
+
+def pooler_endpoints(
+    hostvars: Mapping[str, Mapping[str, Any]], groups: Groups, host: str
+) -> list[dict]:
+    """Return the poolers of an application's host as it reaches them: [{host, port}, …]."""
+    return [
+        {
+            "host": "127.0.0.1" if pooler == host else _private_address(hostvars, pooler),
+            "port": int(hostvars[pooler].get("pgbouncer_listen_port", POOLER_PORT)),
+        }
+        for pooler in _poolers(groups, host)
+    ]
+
+
+def pooler_client_addresses(
+    hostvars: Mapping[str, Mapping[str, Any]], groups: Groups, host: str
+) -> list[str]:
+    """Return the addresses, in CIDR notation, of the applications' hosts that use a pooler."""
+    if host in groups["applications"]:
+        return ["127.0.0.1/32"]
+    return [
+        _network(_private_address(hostvars, client))
+        for client in groups["applications"]
+        if host in _poolers(groups, client)
+    ]
+
+
+def pooler_listen_addr(hostvars: Mapping[str, Mapping[str, Any]], groups: Groups, host: str) -> str:
+    """Return PgBouncer's listen_addr: loopback, and the own address where others come in."""
+    if host in groups["applications"]:
+        return "127.0.0.1"
+    return f"127.0.0.1,{_private_address(hostvars, host)}"
 
 
 def applications(
-    hostvars: Mapping[str, Mapping[str, Any]], hosts: Iterable[str], admin_user: str | None = None
+    hostvars: Mapping[str, Mapping[str, Any]], groups: Groups, admin_user: str | None = None
 ) -> list[dict]:
     """Collect the applications of the inventory: one entry for each distinct `app_name`.
 
-    hostvars: Ansible's hostvars; hosts: the names of the hosts in the group `applications`.
-    Each entry: name, hosts (list), database, user, password, owner, owner_password,
-    connection_limit, owner_connection_limit, settings. Defaults equal those in
-    roles/app/defaults/main.yml, which other plays cannot see (a unit test compares them).
+    Each entry: name, hosts (of the group `applications`), poolers (the pooler hosts that serve
+    it), database, user, password, owner, owner_password, connection_limit (None where the
+    inventory gives none: `connection_limits` derives it), fallback_connections (of one host),
+    owner_connection_limit, settings. Defaults equal those in roles/app/defaults/main.yml, which
+    other plays cannot see (a unit test compares them).
     Refused: two hosts of one application that state different facts, two applications with one
-    database or role, and a role that is the administrator's.
+    database or role, a role that is the administrator's, and a host that no pooler serves.
     """
     found: dict[str, dict] = {}
-    for host in hosts:
+    for host in groups["applications"]:
         facts = hostvars[host]
         name = _required(facts, "app_name", host)
         entry = {
@@ -169,8 +242,9 @@ def applications(
             "password": _required(facts, "app_database_password", host),
             "owner": facts.get("app_database_owner", f"{name}_owner"),
             "owner_password": _required(facts, "app_database_owner_password", host),
-            "connection_limit": facts.get("app_database_connection_limit"),
-            "owner_connection_limit": int(facts.get("app_database_owner_connection_limit", 5)),
+            "connection_limit": _count(facts, "app_database_connection_limit", None, host),
+            "fallback_connections": _count(facts, "app_fallback_connections", 8, host),
+            "owner_connection_limit": _count(facts, "app_database_owner_connection_limit", 5, host),
             "settings": dict(facts.get("app_database_settings", {})),
         }
         for key in ("database", "user", "owner"):
@@ -189,8 +263,8 @@ def applications(
             )
         known["hosts"].append(host)
     for entry in found.values():
-        default = CONNECTIONS_PER_HOST * len(entry["hosts"])
-        entry["connection_limit"] = int(entry["connection_limit"] or default)
+        used = {pooler for host in entry["hosts"] for pooler in _poolers(groups, host)}
+        entry["poolers"] = [pooler for pooler in groups["pgbouncer"] if pooler in used]
     _refuse_shared(found.values(), admin_user)
     return list(found.values())
 
@@ -203,6 +277,13 @@ def _required(facts: Mapping[str, Any], variable: str, host: str) -> str:
             f"(inventories/local/group_vars/django.yml shows one)"
         )
     return value
+
+
+def _count(facts: Mapping[str, Any], variable: str, default: int | None, host: str) -> int | None:
+    value = facts.get(variable, default)
+    if value is not None and not re.fullmatch(r"\d+", str(value)):
+        raise AnsibleFilterError(f"{host}: {variable} is {value!r}: give a number of connections")
+    return None if value is None else int(value)
 
 
 def _check_name(value: Any, variable: str, host: str) -> None:
@@ -250,47 +331,85 @@ def database_roles(apps: Iterable[Mapping[str, Any]], seed: str) -> dict[str, di
     return roles
 
 
-def pooler_applications(apps: Iterable[Mapping[str, Any]], host: str) -> list[dict]:
-    """Return what a pooler beside its application needs to know: the applications of its host.
+AUTH_USER = "pgbouncer_auth"
+"""The role that looks logins up; _pgbouncer_auth_user in roles/pgbouncer/vars."""
 
-    Each: name, database, user, password. The owner roles do not pass through a pooler.
+
+def auth_query_roles(
+    hostvars: Mapping[str, Mapping[str, Any]], groups: Groups, seed: str
+) -> dict[str, dict]:
+    """Return the role of auth_query, as `database_roles`, or nothing where no pooler uses it.
+
+    Its connection limit: two for each process of each pooler, and as many during a restart.
+    """
+    poolers = [
+        hostvars[host]
+        for host in groups.get("pgbouncer", [])
+        if boolean(hostvars[host].get("pgbouncer_auth_query_enabled", False))
+    ]
+    if not poolers:
+        return {}
+    passwords = {facts.get("pgbouncer_auth_query_password") or "" for facts in poolers}
+    if len(passwords) > 1 or "" in passwords:
+        raise AnsibleFilterError(
+            "pgbouncer_auth_query_password is missing, or differs between poolers: set it once, in "
+            "the group_vars of the group pgbouncer"
+        )
+    verifier = scram_verifier(passwords.pop(), AUTH_USER, seed)
+    processes = sum(int(facts.get("pgbouncer_processes", 1)) for facts in poolers)
+    return {
+        AUTH_USER: {
+            "verifier": verifier,
+            "fingerprint": verifier_fingerprint(verifier),
+            "connection_limit": 4 * processes,
+        }
+    }
+
+
+def pooler_applications(apps: Iterable[Mapping[str, Any]], host: str) -> list[dict]:
+    """Return what a pooler host needs to know of the applications that it serves.
+
+    apps: as of `applications`. Each: name, database, user, password, owner. The owner roles do not
+    pass through a pooler; it gets their names to refuse them.
     """
     return [
-        {key: app[key] for key in ("name", "database", "user", "password")}
+        {key: app[key] for key in ("name", "database", "user", "password", "owner")}
         for app in apps
-        if host in app["hosts"]
+        if host in app["poolers"]
     ]
 
 
 def hba_rules(
     apps: Iterable[Mapping[str, Any]],
     hostvars: Mapping[str, Mapping[str, Any]],
+    groups: Groups,
     admin_user: str,
-    admin_hosts: Iterable[str],
 ) -> list[dict]:
     """Return the pg_hba.conf rules that let exactly the hosts in that need the server.
 
+    An application's user comes from its own hosts (the fallback) and from the poolers that serve
+    it, its owner from its own hosts (migrations), the administrator from the group database_admin.
     Each rule: database, user, address (one host), in the order of the applications.
     """
 
-    def address(host: str) -> str:
-        value = hostvars[host].get("private_address")
-        if not value:
-            raise AnsibleFilterError(
-                f"{host}: private_address is missing: the address that the database server sees, "
-                "set in the inventory beside the host's name"
-            )
-        return f"{value}/{128 if ':' in value else 32}"
+    def rule(database: str, user: str, host: str) -> dict:
+        address = _network(_private_address(hostvars, host))
+        return {"database": database, "user": user, "address": address}
 
-    rules = [
-        {"database": app["database"], "user": user, "address": address(host)}
-        for app in apps
-        for host in app["hosts"]
-        for user in (app["user"], app["owner"])
-    ]
-    return rules + [
-        {"database": "all", "user": admin_user, "address": address(host)} for host in admin_hosts
-    ]
+    rules = []
+    for app in apps:
+        for host in app["hosts"]:
+            rules += [rule(app["database"], user, host) for user in (app["user"], app["owner"])]
+        rules += [
+            rule(app["database"], app["user"], pooler)
+            for pooler in app["poolers"]
+            if pooler not in app["hosts"]
+        ]
+    for host in groups.get("pgbouncer", []):
+        if boolean(hostvars[host].get("pgbouncer_auth_query_enabled", False)):
+            # Whom the pooler lets in is PgBouncer's own HBA file's matter.
+            rules += [rule(app["database"], "all", host) for app in apps if host in app["poolers"]]
+    return rules + [rule("all", admin_user, host) for host in groups["database_admin"]]
 
 
 def pooler_database(app: Mapping[str, Any], host: str, port: int) -> dict[str, Any]:
@@ -319,6 +438,7 @@ class FilterModule:
             function.__name__: function
             for function in (
                 applications,
+                auth_query_roles,
                 connstr_quote,
                 database_roles,
                 env_file_quote,
@@ -326,7 +446,10 @@ class FilterModule:
                 pg_uri,
                 pgpass_field,
                 pooler_applications,
+                pooler_client_addresses,
                 pooler_database,
+                pooler_endpoints,
+                pooler_listen_addr,
                 quote_ident,
                 scram_verifier,
                 setting_literal,

@@ -13,5 +13,10 @@ SELECT (
         UNION ALL
         SELECT 'setting ' || setrole || ' ' || setconfig::text FROM pg_catalog.pg_db_role_setting
         JOIN pg_catalog.pg_database ON pg_database.oid = setdatabase WHERE datname = current_database()
+        UNION ALL
+        SELECT 'limit ' || rolname || ' ' || rolconnlimit FROM pg_catalog.pg_roles
+        UNION ALL
+        SELECT 'lookup ' || pg_get_functiondef(oid) || coalesce(proacl::text, '') FROM pg_catalog.pg_proc
+        WHERE pronamespace = to_regnamespace('poolkit') AND proname = 'pooler_login'
     ) AS every_acl
 ) AS access, has_schema_privilege('public', 'public', 'CREATE') AS everybody_may_create

@@ -1,0 +1,532 @@
+"""The connection budget, against sums worked out by hand, and what holds for every inventory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import connection_budget
+import poolkit
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVER = {
+    "query_result": [
+        {"name": "max_connections", "setting": "100"},
+        {"name": "superuser_reserved_connections", "setting": "3"},
+        {"name": "reserved_connections", "setting": "0"},
+    ]
+}
+"""PostgreSQL 17 with its defaults: 97 connections for applications."""
+
+
+def fleet(hosts: dict[str, str], poolers: list[str] | None = None, **facts: object):
+    """Return (apps, hostvars, groups) of hosts {name: application}; facts hold for all of them.
+
+    Without poolers each host has one beside it.
+    """
+    poolers = list(hosts) if poolers is None else poolers
+    base = {
+        "app_database_password": "p",
+        "app_database_owner_password": "o",
+        "database_host": "db1",
+        "database_port": 5432,
+        **facts,
+    }
+    hostvars = {name: {**base, "app_name": app} for name, app in hosts.items()}
+    hostvars |= {name: base for name in poolers if name not in hosts}
+    groups = {"applications": list(hosts), "pgbouncer": poolers}
+    return poolkit.applications(hostvars, groups), hostvars, groups
+
+
+def budget(hosts: dict[str, str], *args, server=SERVER, **facts: object) -> dict:
+    return connection_budget.connection_budget(*fleet(hosts, *args, **facts), server)
+
+
+ONE = {"web1": "shop"}
+TWO = {"web1": "shop", "web2": "shop"}
+
+
+def test_three_applications_with_defaults() -> None:
+    plan = budget({"web1": "django", "web2": "fastapi", "web3": "flask"})
+    assert plan["rows"][0] == {
+        "application": "django",
+        "poolers": "1 x 1",
+        "pool": "10 + 2",
+        "pooled": 12,
+        "rolling": 0,
+        "fallback": 8,
+        "limit": 20,
+        "migrations": 5,
+        "auth_query": 0,
+    }
+    assert plan["totals"] == {
+        "limits": 60,
+        "migrations": 15,
+        "auth_query": 0,
+        "others": 5,
+        "total": 80,
+    }
+    assert (plan["available"], plan["fits"], plan["message"]) == (97, True, "")
+
+
+def test_tier_counts_its_own_hosts() -> None:
+    """Three hosts of one application over a tier of two: 2 x 12 pooled, 3 x 8 in the fallback."""
+    plan = budget({"web1": "shop", "web2": "shop", "web3": "shop"}, ["pool1", "pool2"])
+    (row,) = plan["rows"]
+    assert (row["poolers"], row["pooled"], row["fallback"], row["limit"]) == ("2 x 1", 24, 24, 48)
+
+
+def test_processes_share_the_hosts_numbers_and_a_restart_adds_one() -> None:
+    """10 + 2 over 3 processes is 3 + 0 each: 9, and 3 more while one is replaced."""
+    (row,) = budget(ONE, pgbouncer_processes=3)["rows"]
+    assert (row["pooled"], row["rolling"], row["limit"]) == (9, 3, 20)
+
+
+@pytest.mark.parametrize(
+    ("facts", "pool", "pooled"),
+    [
+        ({"pgbouncer_settings": {"default_pool_size": 4}}, "4 + 2", 6),
+        (
+            {
+                "pgbouncer_settings": {"default_pool_size": 4, "reserve_pool_size": 1},
+                "pgbouncer_databases": {"shop": {"pool_size": "5"}},
+            },
+            "5 + 1",
+            6,
+        ),
+        (
+            {
+                "pgbouncer_databases": {"shop": {"pool_size": 5, "reserve_pool": 3}},
+                "pgbouncer_users": {"shop": {"pool_size": 6}},
+            },
+            "6 + 3",
+            9,
+        ),
+        (
+            {
+                "pgbouncer_databases": {"shop": {"reserve_pool_size": 3}},
+                "pgbouncer_users": {"shop": {"reserve_pool_size": 4}},
+            },
+            "10 + 4",
+            14,
+        ),
+        ({"pgbouncer_databases": {"other": {"pool_size": 50}}}, "10 + 2", 12),
+        ({"pgbouncer_settings": {"max_db_connections": 9}}, "10 + 2", 9),
+        ({"pgbouncer_settings": {"max_db_connections": 0}}, "10 + 2", 12),
+        (
+            {
+                "pgbouncer_settings": {"max_db_connections": 9},
+                "pgbouncer_databases": {"shop": {"max_db_connections": 8}},
+                "pgbouncer_users": {"shop": {"max_user_connections": 7}},
+            },
+            "10 + 2",
+            7,
+        ),
+        # 9 over 2 processes is 4 each.
+        (
+            {"pgbouncer_settings": {"max_user_connections": 9}, "pgbouncer_processes": 2},
+            "10 + 2",
+            8,
+        ),
+    ],
+)
+def test_which_size_holds(facts: dict, pool: str, pooled: int) -> None:
+    (row,) = budget(ONE, **facts)["rows"]
+    assert (row["pool"], row["pooled"]) == (pool, pooled)
+
+
+def test_the_roles_own_numbers_hold_where_the_inventory_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vars").mkdir()
+    (tmp_path / "vars/main.yml").write_text(
+        "_pgbouncer_settings: {default_pool_size: 30, reserve_pool_size: 7, x: '{{ y }}'}"
+    )
+    connection_budget._role_settings.cache_clear()
+    monkeypatch.setattr(connection_budget, "ROLE", tmp_path)
+    assert budget(ONE)["rows"][0]["pool"] == "30 + 7"
+    connection_budget._role_settings.cache_clear()
+
+
+def test_defaults_agree_with_the_role() -> None:
+    """Other plays cannot see the role's defaults; a variable that it has must have the same."""
+    defaults = yaml.safe_load((ROOT / "roles/pgbouncer/defaults/main.yml").read_text())
+    for variable, value in {
+        "pgbouncer_processes": connection_budget.PROCESSES,
+        "pgbouncer_auth_query_enabled": False,
+        "pgbouncer_auth_query_connections": connection_budget.AUTH_QUERY_CONNECTIONS,
+    }.items():
+        assert defaults.get(variable, value) == value, variable
+
+
+def test_auth_query_adds_other_users_and_its_logins() -> None:
+    """5 and 2 for one process; 6 and 4 for two, and 3 + 2 more while one is replaced."""
+    one = budget(TWO, pgbouncer_auth_query_enabled=True)
+    assert one["totals"]["auth_query"] == 2 * 7
+    assert one["totals"]["total"] == 40 + 5 + 14 + 5
+    two = budget(
+        ONE,
+        pgbouncer_auth_query_enabled="true",
+        pgbouncer_auth_query_connections=6,
+        pgbouncer_processes=2,
+    )
+    assert two["totals"]["auth_query"] == 15
+
+
+def test_auth_query_fills_the_databases_limit() -> None:
+    """The role bounds a database at 10 + 2 + 5 + 6 = 23, 7 for each process, 3 of them pooled."""
+    facts = {"pgbouncer_auth_query_enabled": True, "pgbouncer_processes": 3}
+    (row,) = budget(ONE, **facts)["rows"]
+    assert (row["pooled"], row["rolling"], row["auth_query"]) == (9, 3, 4 * 4)
+    # The general limit gives way to it, the database's own does not.
+    (row,) = budget(ONE, pgbouncer_settings={"max_db_connections": 6}, **facts)["rows"]
+    assert (row["pooled"], row["auth_query"]) == (9, 4 * 4)
+    (row,) = budget(ONE, pgbouncer_databases={"shop": {"max_db_connections": 12}}, **facts)["rows"]
+    assert (row["pooled"], row["auth_query"]) == (9, 4 * 1)
+
+
+def test_given_limit_is_the_share_of_the_application() -> None:
+    (row,) = budget(TWO, app_database_connection_limit=30)["rows"]
+    assert (row["pooled"], row["fallback"], row["limit"]) == (24, 16, 30)
+
+
+def test_limits_reach_the_applications() -> None:
+    apps, hostvars, groups = fleet({**TWO, "web3": "blog"}, app_fallback_connections=1)
+    limited = connection_budget.connection_limits(apps, hostvars, groups, {})
+    assert [app["connection_limit"] for app in limited] == [26, 13]
+    assert limited[0]["owner"] == "shop_owner"
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (
+            {"app_database_connection_limit": 23},
+            r"shop: app_database_connection_limit is 23, .* 24 connections on web1, web2 .*"
+            r"at least 40 .*pgbouncer_settings.default_pool_size",
+        ),
+        (
+            {"app_database_connection_limit": 29, "pgbouncer_processes": 2},
+            "app_database_connection_limit is 29, .* 36 connections",
+        ),
+        (
+            {"pgbouncer_settings": {"default_pool_size": 0}},
+            r"web1: pgbouncer_settings.default_pool_size is 0, .* unlimited: give at least 1",
+        ),
+        (
+            {"pgbouncer_databases": {"shop": {"pool_size": 2}}, "pgbouncer_processes": 3},
+            r"web1: pgbouncer_databases\['shop'\].pool_size is 2, .* give at least 3",
+        ),
+        (
+            {"pgbouncer_settings": {"max_db_connections": 1}, "pgbouncer_processes": 2},
+            "web1: pgbouncer_settings.max_db_connections is 1, .* give at least 2",
+        ),
+        (
+            {"pgbouncer_settings": {"default_pool_size": "many"}},
+            "web1: pgbouncer_settings.default_pool_size is 'many': give a whole number",
+        ),
+        (
+            {"pgbouncer_users": {"shop": {"pool_size": "auto"}}},
+            r"web1: pgbouncer_users\['shop'\].pool_size is 'auto': give a whole number",
+        ),
+        ({"pgbouncer_processes": 0}, "web1: pgbouncer_processes is 0"),
+        ({"database_reserved_for_others": "few"}, "database_reserved_for_others is 'few'"),
+        ({"database_max_connections": "1k"}, "database_max_connections is '1k'"),
+    ],
+)
+def test_contradictions_are_refused(facts: dict, words: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=words):
+        budget(TWO, **facts)
+
+
+def answer(**values: int) -> dict:
+    return {"query_result": [{"name": key, "setting": str(n)} for key, n in values.items()]}
+
+
+@pytest.mark.parametrize(
+    ("server", "facts", "available", "words"),
+    [
+        (
+            answer(max_connections=200, superuser_reserved_connections=4, reserved_connections=6),
+            {},
+            190,
+            "PostgreSQL at db1:5432: max_connections 200 less 10 reserved",
+        ),
+        (
+            answer(max_connections=50, superuser_reserved_connections=3),
+            {"database_max_connections": 500},
+            47,
+            "PostgreSQL at db1:5432: max_connections 50 less 3 reserved; database_max_connections "
+            "says 500: correct it",
+        ),
+        (
+            answer(max_connections=500, superuser_reserved_connections=3),
+            {"database_max_connections": "500"},
+            497,
+            "PostgreSQL at db1:5432: max_connections 500 less 3 reserved",
+        ),
+        (
+            {"failed": True, "msg": "no\nlibrary"},
+            {"database_max_connections": 500},
+            497,
+            "database_max_connections 500 less 3 reserved; PostgreSQL at db1:5432 did not answer: "
+            "no library",
+        ),
+        (
+            {},
+            {},
+            97,
+            "assumed: PostgreSQL's default 100 less 3 reserved; database_max_connections is not "
+            "set, and PostgreSQL at db1:5432 did not answer: it was not asked",
+        ),
+    ],
+)
+def test_available_connections_name_their_source(
+    server: dict, facts: dict, available: int, words: str
+) -> None:
+    plan = budget(ONE, server=server, **facts)
+    assert (plan["available"], plan["source"]) == (available, words)
+
+
+def test_too_many_are_refused_with_the_largest_variable_first() -> None:
+    """Four hosts with 30 + 2: 128 pooled, 32 in the fallback, 5 for migrations, 5 for others."""
+    hosts = {f"web{number}": "shop" for number in range(4)}
+    plan = budget(hosts, pgbouncer_settings={"default_pool_size": 30})
+    assert plan["totals"]["total"] == 170
+    assert plan["fits"] is False
+    for words in (
+        "170 connections may be open at once, 73 more than the 97 that PostgreSQL takes (Postgre",
+        "Lower, the largest first: pgbouncer_settings.default_pool_size (120), "
+        "app_fallback_connections of shop (32), pgbouncer_settings.reserve_pool_size (8), ",
+    ):
+        assert words in plan["message"]
+
+
+def test_given_limit_and_processes_are_named_where_they_are_the_largest() -> None:
+    given = budget(ONE, app_database_connection_limit=200)
+    assert "largest first: app_database_connection_limit of shop (200), " in given["message"]
+    rolling = budget(ONE, pgbouncer_processes=2, app_fallback_connections=90)
+    assert "pgbouncer_processes (6)" in rolling["message"]
+
+
+def test_exactly_full_fits() -> None:
+    """12 pooled, 75 in the fallback, 5 for migrations, 5 for others."""
+    assert budget(ONE, app_fallback_connections=75)["fits"] is True
+    assert budget(ONE, app_fallback_connections=76)["fits"] is False
+
+
+AUTO = {"pgbouncer_settings": {"default_pool_size": "auto"}}
+
+
+def test_auto_shares_what_is_left_of_ninety_percent() -> None:
+    """90 % of 97 is 87; 16 fallback, 4 reserve, 5 migrations and 5 others leave 57: 28 each."""
+    plan = budget(TWO, **AUTO)
+    size = {"shop": {"pool_size": 28}}
+    assert plan["pool_sizes"] == {"web1": size, "web2": size}
+    assert plan["totals"]["total"] == 86
+    assert plan["rows"][0]["pool"] == "28 + 2 (auto)"
+
+
+def test_auto_leaves_room_for_a_rolling_restart() -> None:
+    """Of the 69 that are left, a pool of 46 in two processes takes 46 + 23."""
+    plan = budget(
+        ONE, pgbouncer_processes=2, pgbouncer_users={"shop": {"reserve_pool_size": 0}}, **AUTO
+    )
+    (size,) = plan["pool_sizes"]["web1"].values()
+    assert size["pool_size"] // 2 == 23
+    assert plan["totals"]["total"] == 87
+
+
+def test_auto_stands_beside_fixed_pools() -> None:
+    """blog's pool of 20 + 2 is fixed; shop has 87 - 5 - 2 x (8 + 5) - 22 - 2 = 32."""
+    plan = budget(
+        {"web1": "shop", "web2": "blog"},
+        pgbouncer_databases={"blog": {"pool_size": 20}},
+        **AUTO,
+    )
+    assert plan["pool_sizes"] == {"web1": {"shop": {"pool_size": 32}}}
+
+
+def test_auto_stays_within_a_given_limit() -> None:
+    """Two hosts and a limit of 31: 13 + 2 each."""
+    plan = budget(TWO, app_database_connection_limit=31, **AUTO)
+    assert plan["pool_sizes"]["web1"] == {"shop": {"pool_size": 13}}
+    assert plan["totals"]["limits"] == 31
+
+
+def test_auto_takes_the_inventorys_number_where_the_server_is_silent() -> None:
+    plan = budget(ONE, server={}, database_max_connections=100, **AUTO)
+    assert plan["pool_sizes"] == budget(ONE, **AUTO)["pool_sizes"]
+
+
+@pytest.mark.parametrize(
+    ("server", "facts", "words"),
+    [
+        ({}, {}, "default_pool_size is auto, .* set database_max_connections"),
+        (
+            SERVER,
+            {"app_fallback_connections": 80},
+            "even pools of 1 make 93 connections, 6 more than 87, 90 % of 97 .*"
+            "largest first: app_fallback_connections of shop",
+        ),
+        (
+            SERVER,
+            {"app_database_connection_limit": 3, "pgbouncer_processes": 3},
+            "app_database_connection_limit is 3, .* 4 connections",
+        ),
+    ],
+)
+def test_auto_that_does_not_work_out_is_refused(server: dict, facts: dict, words: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=words):
+        budget(ONE, server=server, **facts, **AUTO)
+
+
+def test_the_server_is_asked_only_for_auto() -> None:
+    for facts, expected in (
+        ({}, False),
+        (AUTO, True),
+        ({"pgbouncer_databases": {"shop": {"pool_size": "auto"}}}, True),
+        ({"pgbouncer_users": {"shop": {"pool_size": 3}}, **AUTO}, False),
+    ):
+        apps, hostvars, _ = fleet(ONE, **facts)
+        assert connection_budget.has_auto_pools(apps, hostvars) is expected, facts
+
+
+def test_table_is_plain_text_of_at_most_100_columns() -> None:
+    hosts = {f"web{number}": f"application-{number:02d}" for number in range(3)}
+    plan = budget(hosts, server={"msg": "x" * 300}, app_fallback_connections=1000)
+    table = connection_budget.budget_table(plan)
+    lines = table.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert all(line == line.rstrip() for line in lines)
+    assert lines[0].startswith("application")
+    assert "\x1b" not in table
+    (row,) = (line.split() for line in lines if line.startswith("application-01"))
+    assert row == ["application-01", "1", "x", "1", "10", "+", "2", "12", "0", "1000", "1012", "5"]
+    for words in ("3056  total", "97  available (assumed", "-2959  left: the budget does not fit"):
+        assert any(line.strip().startswith(words) for line in lines), words
+
+
+NUMBERS = st.integers(1, 40)
+
+
+@st.composite
+def fleets(draw: st.DrawFn, size: st.SearchStrategy = NUMBERS) -> tuple[dict, list, dict]:
+    """Return the arguments of `fleet`: hosts, poolers, facts."""
+    count = draw(st.integers(1, 6))
+    hosts = {f"web{n}": f"app{draw(st.integers(0, 2))}" for n in range(count)}
+    beside = [host for host in hosts if draw(st.booleans())]
+    tier = [f"pool{n}" for n in range(draw(st.integers(1, 3)))]
+    processes = draw(st.integers(1, 3))
+    facts = {
+        "app_fallback_connections": draw(st.integers(0, 10)),
+        "database_reserved_for_others": draw(st.integers(0, 10)),
+        "pgbouncer_processes": processes,
+        "pgbouncer_auth_query_enabled": draw(st.booleans()),
+        "pgbouncer_settings": {
+            "default_pool_size": draw(size),
+            "reserve_pool_size": draw(st.integers(0, 9)),
+            "max_db_connections": draw(st.sampled_from([0, 3, 7, 30])),
+        },
+    }
+    if isinstance(facts["pgbouncer_settings"]["default_pool_size"], int):
+        facts["pgbouncer_settings"]["default_pool_size"] += processes
+    return hosts, beside + tier, facts
+
+
+@settings(deadline=None)
+@given(fleets(), st.integers(0, 2000))
+def test_the_verdict_is_the_sum(arguments: tuple, highest: int) -> None:
+    """What the table shows adds up, and fits says whether PostgreSQL has it."""
+    hosts, poolers, facts = arguments
+    server = answer(max_connections=highest, superuser_reserved_connections=3)
+    plan = budget(hosts, poolers, server=server, **facts)
+    shown = sum(
+        row[part]
+        for row in plan["rows"]
+        for part in ("pooled", "rolling", "fallback", "migrations")
+    )
+    shown += plan["totals"]["auth_query"] + facts["database_reserved_for_others"]
+    assert plan["totals"]["total"] == shown
+    assert plan["fits"] is (shown <= highest - 3)
+    assert plan["fits"] is not bool(plan["message"])
+
+
+@settings(deadline=None)
+@given(fleets(st.just("auto")), st.integers(3, 2000))
+def test_auto_is_never_over_and_could_not_be_larger(arguments: tuple, highest: int) -> None:
+    hosts, poolers, facts = arguments
+    server = answer(max_connections=highest, superuser_reserved_connections=3)
+    try:
+        plan = budget(hosts, poolers, server=server, **facts)
+    except AnsibleFilterError as error:
+        assert "is auto, and even pools of" in str(error)
+        return
+    target = (highest - 3) * 90 // 100
+    assert plan["totals"]["total"] <= target
+    (size,) = {
+        entry["pool_size"] for host in plan["pool_sizes"].values() for entry in host.values()
+    }
+    assert size >= facts["pgbouncer_processes"]
+    sizes = facts["pgbouncer_settings"]
+    if not sizes["max_db_connections"]:
+        larger = {**sizes, "default_pool_size": size + facts["pgbouncer_processes"]}
+        fixed = budget(hosts, poolers, server=server, **{**facts, "pgbouncer_settings": larger})
+        assert fixed["totals"]["total"] > target
+
+
+@settings(deadline=None)
+@given(fleets(), st.booleans(), st.integers(0, 3))
+def test_a_host_more_never_lowers_the_total(arguments: tuple, beside: bool, app: int) -> None:
+    hosts, poolers, facts = arguments
+    before = budget(hosts, poolers, **facts)["totals"]["total"]
+    more = {**hosts, "webx": f"app{app}"}
+    after = budget(more, poolers + ["webx"] * beside, **facts)["totals"]["total"]
+    assert after >= before
+    tier = budget(hosts, [*poolers, "poolx"], **facts)["totals"]["total"]
+    assert tier >= before
+
+
+def plan_playbook(tmp_path: Path, *options: str) -> subprocess.CompletedProcess:
+    """Run plan.yml for one host on this machine, with a database that nobody listens for."""
+    hosts = {"web1": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}
+    facts = {
+        "app_name": "shop",
+        "app_database_password": "p",
+        "app_database_owner_password": "o",
+        "database_host": "127.0.0.1",
+        "database_port": 1,
+        "database_admin_user": "admin",
+        "database_admin_password": "a",
+    }
+    children = {name: {"hosts": hosts} for name in ("applications", "pgbouncer", "database_admin")}
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text(yaml.safe_dump({"all": {"vars": facts, "children": children}}))
+    programs = Path(sys.executable).parent
+    return subprocess.run(
+        ["ansible-playbook", "-i", inventory, "ansible/playbooks/plan.yml", *options],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_plan_shows_the_table_without_a_server(tmp_path: Path) -> None:
+    run = plan_playbook(tmp_path, "--check")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "97  available (assumed" in run.stdout
+    assert "changed=0" in run.stdout
+
+
+def test_plan_fails_over_budget_after_the_table(tmp_path: Path) -> None:
+    run = plan_playbook(tmp_path, "-e", "database_reserved_for_others=90")
+    assert run.returncode != 0
+    words = " ".join(run.stdout.split())
+    assert "115 total" in words
+    assert "Lower, the largest first: database_reserved_for_others (90)" in words
