@@ -9,6 +9,11 @@ from conftest import Application, ansible
 
 INVENTORY_HOST = "flask1"
 
+ON_EVERY_CONSOLE = """
+for socket in /run/pgbouncer/*/.s.PGSQL.*; do
+    sudo -u pgbouncer psql -XAtq -h ${socket%%/*} -p ${socket##*.} -U pgbouncer pgbouncer -c %s
+done"""
+
 
 @pytest.fixture(scope="module")
 def host(applications: dict[str, Application]) -> Application:
@@ -31,6 +36,7 @@ def admin(host: Application) -> Iterator[Callable[..., tuple[int, dict]]]:
         return done.returncode, result
 
     yield run
+    host.host.run("systemctl stop query; rm -f /run/query.out")
     run(command="resume")
     run(command="enable", database=host.name)
 
@@ -42,7 +48,7 @@ def outcomes(result: dict) -> set[str]:
 def query_in_background(host: Application, sql: str) -> None:
     """Run a statement through the pooler into /run/query.out, next to the test."""
     folder = f"/etc/poolkit/{host.name}"
-    host.host.run("systemctl reset-failed query; rm -f /run/query.out")
+    host.host.run("systemctl stop query; systemctl reset-failed query; rm -f /run/query.out")
     host.host.check_output(
         "systemd-run --unit=query --property=StandardOutput=file:/run/query.out"
         " --property=StandardError=file:/run/query.out"
@@ -50,6 +56,16 @@ def query_in_background(host: Application, sql: str) -> None:
         " psql -XAtq -c %s %s",
         *(folder, folder, sql, f"service={host.name} host=127.0.0.1 port=6432"),
     )
+
+
+def slow_query(host: Application) -> None:
+    """Keep one server connection busy for longer than a test takes; wait until it is."""
+    query_in_background(host, "SELECT pg_sleep(120)")
+    for _ in range(50):
+        if "|active|" in host.host.check_output(ON_EVERY_CONSOLE, "SHOW SERVERS"):
+            return
+        time.sleep(0.1)
+    pytest.fail("no server connection became active")
 
 
 def output_of_query(host: Application) -> str:
@@ -98,8 +114,9 @@ def test_pause_holds_a_query_and_resume_lets_it_through(host: Application, admin
 
 
 def test_pause_that_does_not_end_is_undone(host: Application, admin: Callable) -> None:
-    query_in_background(host, "SELECT pg_sleep(12)")
-    time.sleep(1)  # its login
+    """Also on a process that has seen a WAIT_CLOSE and answers PAUSE too early from then on."""
+    host.host.check_output(ON_EVERY_CONSOLE, f'WAIT_CLOSE "{host.name}"')
+    slow_query(host)
     code, result = admin(command="pause", timeout_seconds=2)
     assert code != 0
     assert "still busy: " in result["msg"]
@@ -107,21 +124,18 @@ def test_pause_that_does_not_end_is_undone(host: Application, admin: Callable) -
     assert "it was resumed" in result["msg"]
     assert host.psql(host.name, "SELECT 1", host="127.0.0.1", port="6432") == "1"
     assert admin("--check", command="resume", database=host.name)[1]["changed"] is False
-    assert output_of_query(host) == ""
 
 
 def test_wait_close_returns_when_reconnect_is_through(host: Application, admin: Callable) -> None:
-    """The first ends in time only because the last connection from before was closed."""
-    query_in_background(host, "SELECT pg_sleep(12)")
-    time.sleep(1)  # its login
+    slow_query(host)
     code, result = admin(command="reconnect", database=host.name)
     assert (code, result["changed"]) == (0, True)
     code, result = admin(command="wait_close", database=host.name, timeout_seconds=1)
     assert code != 0
     assert "did not end in time, still busy: " in result["msg"]
-    code, result = admin(command="wait_close", database=host.name, timeout_seconds=20)
+    host.host.check_output("systemctl stop query")
+    code, result = admin(command="wait_close", database=host.name)
     assert (code, result["changed"], outcomes(result)) == (0, False, {"done"})
-    assert output_of_query(host) == ""
 
 
 def test_disabled_database_refuses_new_clients(host: Application, admin: Callable) -> None:

@@ -106,8 +106,7 @@ def test_connections_add_up_over_users() -> None:
         ("kill", "shop", state(paused="1"), []),
         ("kill", "shop", state(paused="1", counts=(1, 0)), ['KILL "shop"']),
         ("kill", "new", state(), ['KILL "new"']),
-        ("wait_close", "shop", state(), ['WAIT_CLOSE "shop"']),
-        ("wait_close", None, state(), ["WAIT_CLOSE"]),
+        ("wait_close", "shop", state(counts=(1, 1)), []),
     ],
 )
 def test_plan(command: str, database: str | None, before: admin.State, expected: list[str]) -> None:
@@ -117,6 +116,11 @@ def test_plan(command: str, database: str | None, before: admin.State, expected:
 def test_resume_of_one_database_of_a_paused_process() -> None:
     with pytest.raises(admin.Refused, match="without a database"):
         admin.plan("resume", "shop", state(whole=True))
+
+
+def test_wait_close_of_a_database_that_is_not_there() -> None:
+    with pytest.raises(admin.Refused, match="no such database: shpo"):
+        admin.plan("wait_close", "shpo", state())
 
 
 SERVERS = [
@@ -129,13 +133,15 @@ SERVERS = [
 ]
 
 
-def test_message_names_what_still_waits() -> None:
-    assert admin.waiting("pause", "shop", SERVERS) == (
-        "still busy: shop as u (active, process 11 of PostgreSQL, web)"
-    )
-    assert admin.waiting("pause", None, SERVERS).count("process") == 2
-    assert "process 12" in admin.waiting("wait_close", "shop", SERVERS)
-    assert admin.waiting("wait_close", "other", SERVERS) == "no connection is busy any more"
+def test_busy_connections_are_named() -> None:
+    assert admin.busy("pause", "shop", SERVERS) == [
+        "shop as u (active, process 11 of PostgreSQL, web)"
+    ]
+    assert len(admin.busy("pause", None, SERVERS)) == 2
+    assert admin.busy("wait_close", "shop", SERVERS) == [
+        "shop as u (idle, process 12 of PostgreSQL)"
+    ]
+    assert admin.busy("wait_close", "other", SERVERS) == []
 
 
 @pytest.fixture
@@ -171,15 +177,23 @@ def test_missing_process_is_named(sockets: Path, process: int) -> None:
 class Console:
     """A process that answers state(), and refuses or does not finish what it is told to."""
 
-    def __init__(self, process: int, trouble: Exception | None = None, again: bool = True) -> None:
-        self.process, self.trouble, self.again = process, trouble, again
+    def __init__(
+        self,
+        process: int,
+        trouble: Exception | None = None,
+        again: bool = True,
+        deaf: bool = False,
+    ) -> None:
+        """again: whether it takes RESUME; deaf: whether connections stay busy all the same."""
+        self.process, self.trouble, self.again, self.deaf = process, trouble, again, deaf
         self.sent: list[str] = []
 
     def state(self) -> admin.State:
         return state()
 
     def show(self, what: str) -> list[dict[str, str]]:
-        return SERVERS if what == "SERVERS" else [{"what": what}]
+        assert what == "SERVERS"
+        return SERVERS if self.deaf or isinstance(self.trouble, admin.TimedOut) else []
 
     def change(self, command: str, seconds: float) -> bool:
         self.sent.append(command)
@@ -229,6 +243,22 @@ def test_pause_that_cannot_be_undone_is_reported(monkeypatch: pytest.MonkeyPatch
     results, _ = run(monkeypatch, consoles, command="pause")
     assert outcomes(results) == ["failed", "failed"]
     assert results[0]["error"] == "it may still be paused: no answer"
+
+
+def test_pause_that_is_answered_too_early_is_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PgBouncer does once it has seen a WAIT_CLOSE."""
+    console = Console(1, deaf=True)
+    results, failed = run(monkeypatch, [console], command="pause", timeout_seconds=0)
+    assert (failed, outcomes(results)) == (True, ["failed"])
+    assert "still busy: shop as u (active, process 11" in results[0]["error"]
+    assert console.sent == ["PAUSE", "RESUME"]
+
+
+@pytest.mark.parametrize(("deaf", "outcome"), [(False, "done"), (True, "failed")])
+def test_wait_close_only_looks(monkeypatch: pytest.MonkeyPatch, deaf: bool, outcome: str) -> None:
+    console = Console(1, deaf=deaf)
+    results, _ = run(monkeypatch, [console], command="wait_close", timeout_seconds=0)
+    assert (outcomes(results), console.sent) == ([outcome], [])
 
 
 def test_other_commands_go_on_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,9 @@ notes:
     databases, which PgBouncer's own RESUME would leave.
   - PgBouncer before 1.19 does not show whether the whole process is paused; there check mode
     reports C(pause) and C(resume) without a database as a change.
+  - Do not type WAIT_CLOSE into the console. Afterwards the process answers PAUSE before the
+    transactions have ended, until it is restarted (seen in 1.24.1). This module does not send it
+    and does not rely on PAUSE's answer.
   - SHOW DATABASES leaves out an idle database that only a C(*) entry makes; what is asked of it is
     sent, and counts as a change.
 options:
@@ -45,7 +48,8 @@ options:
     description:
       - C(show) returns rows. C(pause) lets transactions end, closes the server connections and
         holds queries; C(resume) lets them go. C(reconnect) replaces each server connection when it
-        is released, and C(wait_close) waits until that is done. C(disable) refuses new clients and
+        is released, and C(wait_close) waits until that is done (by looking at SHOW SERVERS; see the
+        notes). C(disable) refuses new clients and
         C(enable) takes them again. C(kill) drops clients and server connections at once, and
         pauses.
     type: str
@@ -227,21 +231,22 @@ def plan(command: str, database: str | None, state: State) -> list[str]:
         return [] if row.get("disabled") == wanted else [target]
     if command == "reconnect":
         return [target] if servers or unknown else []
-    if command == "kill" and paused and not clients and not servers:
-        return []
-    return [target]
+    if command == "kill":
+        return [] if paused and not clients and not servers else [target]
+    if unknown:
+        raise Refused(f"no such database: {database}")
+    return []  # wait_close only looks
 
 
-def waiting(command: str, database: str | None, servers: list[dict[str, str]]) -> str:
-    """Say from SHOW SERVERS which connections a pause or a wait_close still waits for."""
-    busy = [
+def busy(command: str, database: str | None, servers: list[dict[str, str]]) -> list[str]:
+    """Return, from SHOW SERVERS, the connections that a pause or a wait_close waits for."""
+    return [
         f"{row['database']} as {row['user']} ({row['state']}, process {row['remote_pid']} of "
         f"PostgreSQL{', ' + row['application_name'] if row.get('application_name') else ''})"
         for row in servers
         if database in (None, row["database"])
         and (row["close_needed"] == "1" if command == "wait_close" else row["state"] != "idle")
     ]
-    return f"still busy: {'; '.join(busy)}" if busy else "no connection is busy any more"
 
 
 def summary(command: str, results: list[dict]) -> str:
@@ -352,27 +357,42 @@ def release(console: Console, database: str | None) -> str:
     return ""
 
 
+def settle(command: str, database: str | None, console: Console, deadline: float) -> None:
+    """Wait until no connection is busy; raise TimedOut.
+
+    PAUSE's own answer does not say it: once a process has seen a WAIT_CLOSE it answers every later
+    PAUSE at once, with the word WAIT_CLOSE, while transactions still run (seen in 1.24.1: nothing
+    clears db_wait_close). So this module never sends WAIT_CLOSE, and looks for itself.
+    """
+    while busy(command, database, console.show("SERVERS")):
+        if time.monotonic() > deadline:
+            raise TimedOut(f"{command} did not end in time")
+        time.sleep(0.1)
+
+
 def act(command: str, database: str | None, console: Console, deadline: float, dry: bool) -> dict:
     """Carry a command out on one process; return its {outcome, commands, error}."""
     sent: list[str] = []
-    done = False
+    done = command == "wait_close"
     try:
         commands = plan(command, database, console.state())
         if dry:
             return {"outcome": "planned" if commands else "unchanged", "commands": commands}
         for text in commands:
             sent.append(text)
-            blocking = command in ("pause", "wait_close")
-            left = deadline - time.monotonic() if blocking else ANSWER_SECONDS
+            left = deadline - time.monotonic() if command == "pause" else ANSWER_SECONDS
             done |= console.change(text, left)
+        if command in ("pause", "wait_close"):
+            settle(command, database, console, deadline)
         return {"outcome": "done" if done else "unchanged", "commands": sent}
     except Refused as error:
         reasons = [str(error)]
-        if isinstance(error, TimedOut) and sent:
+        if isinstance(error, TimedOut) and (sent or command == "wait_close"):
             with contextlib.suppress(Refused):
-                reasons.append(waiting(command, database, console.show("SERVERS")))
-            if command == "pause":
-                reasons.append(release(console, database) or "it was resumed")
+                servers = console.show("SERVERS")
+                reasons.append(f"still busy: {'; '.join(busy(command, database, servers))}")
+        if isinstance(error, TimedOut) and command == "pause" and sent:
+            reasons.append(release(console, database) or "it was resumed")
         return {"outcome": "failed", "commands": sent, "error": ", ".join(reasons)}
 
 
