@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status check test clean venv hosts lock
+.PHONY: help up down status check test docs clean venv hosts lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ check: venv ## linters, syntax, templates and unit tests; needs no hosts
 
 test: ## everything: make check, then Molecule on hosts of its own
 	@scripts/test.sh
+
+docs: venv ## write docs/variables.md from the roles' argument specs
+	@python scripts/reference.py
 
 clean: down ## make down, and the caches: images, pip's volume, the virtual environment
 	-docker volume rm poolkit-pip-cache

@@ -182,7 +182,10 @@ class Process:
             systemctl("kill", "--signal=SIGTERM", self.unit)
             while any(row["database"] != "pgbouncer" for row in ask("SHOW CLIENTS")):
                 if time.monotonic() > deadline:
-                    ask("PAUSE")  # waits for the transactions that run, and lets none begin
+                    ask("PAUSE")  # lets no transaction begin and waits for those that run
+                    # After a WAIT_CLOSE it answers at once: see that none is left.
+                    while any(row["state"] == "active" for row in ask("SHOW SERVERS")):
+                        time.sleep(0.2)
                     break
                 time.sleep(0.2)
         console.kill()

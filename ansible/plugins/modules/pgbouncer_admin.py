@@ -1,0 +1,476 @@
+#!/usr/bin/python
+"""Ask or command the admin console of every PgBouncer process of a host."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import pwd
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+---
+module: pgbouncer_admin
+short_description: Ask or command the admin console of every PgBouncer process of a host
+description:
+  - Finds the processes by their unix sockets, SOCKET_DIRECTORY/N/.s.PGSQL.PORT, and talks to the
+    console as the operating system user of the service, which needs no password. Needs root.
+  - C(pause), C(resume), C(disable) and C(enable) do nothing where the process is in that state
+    already. C(reconnect) does nothing without server connections; C(kill) does nothing where the
+    database is paused and has no connection.
+  - When C(pause) fails or does not end in time on one process, those that this call has paused are
+    resumed. The other commands go on with the remaining processes and fail at the end. The message
+    says for each process what happened.
+  - Check mode runs C(show) and reports for the others what they would do.
+notes:
+  - C(pause) waits for the end of the running transactions, and holds the queries that come
+    meanwhile. A query that is held for longer than query_wait_timeout fails, so choose
+    O(timeout_seconds) below it.
+  - C(resume) without a database ends every pause, also that of C(kill) and those of single
+    databases, which PgBouncer's own RESUME would leave.
+  - PgBouncer before 1.19 does not show whether the whole process is paused; there check mode
+    reports C(pause) and C(resume) without a database as a change.
+  - Do not type WAIT_CLOSE into the console. Afterwards the process answers PAUSE before the
+    transactions have ended, until it is restarted (seen in 1.24.1). This module does not send it
+    and does not rely on PAUSE's answer.
+  - SHOW DATABASES leaves out an idle database that only a C(*) entry makes; what is asked of it is
+    sent, and counts as a change.
+options:
+  command:
+    description:
+      - C(show) returns rows. C(pause) lets transactions end, closes the server connections and
+        holds queries; C(resume) lets them go. C(reconnect) replaces each server connection when it
+        is released, and C(wait_close) waits until that is done (by looking at SHOW SERVERS; see the
+        notes). C(disable) refuses new clients and
+        C(enable) takes them again. C(kill) drops clients and server connections at once, and
+        pauses.
+    type: str
+    required: true
+    choices: [show, pause, resume, reconnect, disable, enable, kill, wait_close]
+  what:
+    description: What to show, such as POOLS, CLIENTS, SERVERS, DATABASES, CONFIG, STATS or VERSION.
+    type: str
+  database:
+    description: The pooler's name of a database; where not given, every database. C(disable),
+      C(enable) and C(kill) need it.
+    type: str
+  process:
+    description: Number of a process; every running process where not given.
+    type: int
+  timeout_seconds:
+    description: How long C(pause) and C(wait_close) may take, over all processes.
+    type: int
+    default: 20
+  socket_directory:
+    description: Directory that holds one directory for each process.
+    type: path
+    default: /run/pgbouncer
+  user:
+    description: Operating system user of the service.
+    type: str
+    default: pgbouncer
+"""
+
+EXAMPLES = r"""
+- name: Show the pools
+  pgbouncer_admin: {command: show, what: POOLS}
+  register: __pools
+
+- name: Print the clients that wait
+  ansible.builtin.debug:
+    msg: "{{ __pools.rows | rejectattr('cl_waiting', 'equalto', '0') }}"
+
+- name: Hold the queries while PostgreSQL restarts
+  pgbouncer_admin: {command: pause, database: shop, timeout_seconds: 8}
+
+- name: Let the queries go
+  pgbouncer_admin: {command: resume, database: shop}
+
+- name: Mark the server connections for replacement after a schema change
+  pgbouncer_admin: {command: reconnect, database: shop}
+
+- name: Wait until each of them was replaced
+  pgbouncer_admin: {command: wait_close, database: shop, timeout_seconds: 120}
+"""
+
+RETURN = r"""
+processes:
+  description: What happened, for each process in the order of their numbers.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    process:
+      description: Number of the process.
+      type: int
+    outcome:
+      description: One of shown, done, unchanged, planned (check mode), failed, undone, not tried.
+      type: str
+    commands:
+      description: The console commands that were sent, or would be in check mode.
+      type: list
+      elements: str
+    rows:
+      description: The rows of a show, as {column, value}; every value is text.
+      type: list
+      elements: dict
+    error:
+      description: Why it failed; empty otherwise.
+      type: str
+rows:
+  description: The rows of all processes; each has the number of its process under C(process).
+  type: list
+  elements: dict
+  returned: always
+"""
+
+ANSWER_SECONDS = 5
+"""How long a process may take for what never blocks: a login, a SHOW, a RESUME."""
+
+IN_THAT_STATE = re.compile(r"already suspended/paused|is not paused", re.IGNORECASE)
+"""How PgBouncer refuses PAUSE and RESUME of what is in that state."""
+
+STATE_SINCE = "1.19"
+"""SHOW STATE appeared here."""
+
+
+class Refused(Exception):
+    """The console refuses a command, or is not there."""
+
+
+class TimedOut(Refused):
+    """The console took a command and did not finish it in time."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What decides whether a command would change anything."""
+
+    paused: bool | None
+    """Whether the whole process is paused; None where the version does not say."""
+    databases: dict[str, dict[str, str]]
+    """Rows of SHOW DATABASES by name, the admin console's own left out."""
+    connections: dict[str, tuple[int, int]]
+    """(clients, servers) by database."""
+
+
+def quote(database: str) -> str:
+    """Return a database's name as the console reads it; raise Refused for one it cannot read."""
+    if not database or not database.isprintable():
+        raise Refused(f"database {database!r}: a name has one printable character at least")
+    return '"' + database.replace('"', '""') + '"'
+
+
+def word(what: str) -> str:
+    """Return what to show; raise Refused for what is no word.
+
+    SHOW FDS is refused as well: it can block the process and shows passwords (src/admin.c).
+    """
+    if not re.fullmatch(r"[A-Za-z_]+", what) or what.upper() == "FDS":
+        raise Refused(f"what: cannot show {what!r}; try POOLS, CLIENTS, SERVERS or DATABASES")
+    return what.upper()
+
+
+def parse(text: str) -> list[dict[str, str]]:
+    """Return the rows of `psql --csv`."""
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def older(version: str, than: str) -> bool:
+    """Tell whether SHOW VERSION's answer, such as `PgBouncer 1.24.1`, is before a version."""
+    numbers = [int(part) for part in re.findall(r"\d+", version)[:2]]
+    return numbers < [int(part) for part in than.split(".")]
+
+
+def connections(pools: list[dict[str, str]]) -> dict[str, tuple[int, int]]:
+    """Return (clients, servers) by database from SHOW POOLS, whose columns differ by version."""
+    found: dict[str, tuple[int, int]] = {}
+    for row in pools:
+        clients, servers = found.get(row["database"], (0, 0))
+        clients += sum(int(v) for k, v in row.items() if k.startswith("cl_"))
+        servers += sum(int(v) for k, v in row.items() if k.startswith("sv_"))
+        found[row["database"]] = (clients, servers)
+    return found
+
+
+def plan(command: str, database: str | None, state: State) -> list[str]:
+    """Return the console commands that bring a process into the wanted state; none if it is.
+
+    A database that the process does not know is left to the process, which refuses it or, with a
+    `*` entry, makes it.
+    """
+    verb = command.upper()
+    target = f"{verb} {quote(database)}" if database is not None else verb
+    row = state.databases.get(database or "", {})
+    unknown = database is not None and not row
+    paused = row.get("paused") == "1"
+    names = state.databases if database is None else [database]
+    clients, servers = (
+        sum(state.connections.get(name, (0, 0))[side] for name in names) for side in (0, 1)
+    )
+    if command == "pause":
+        return [] if paused or state.paused else [target]
+    if command == "resume" and database is None:
+        single = [name for name, row in state.databases.items() if row["paused"] == "1"]
+        whole = [] if state.paused is False else [target]
+        return whole + [f"{target} {quote(name)}" for name in single]
+    if command == "resume":
+        if state.paused:
+            raise Refused("the whole process is paused: resume it without a database")
+        return [target] if paused or unknown else []
+    if command in ("disable", "enable"):
+        wanted = "1" if command == "disable" else "0"
+        return [] if row.get("disabled") == wanted else [target]
+    if command == "reconnect":
+        return [target] if servers or unknown else []
+    if command == "kill":
+        return [] if paused and not clients and not servers else [target]
+    if unknown:
+        raise Refused(f"no such database: {database}")
+    return []  # wait_close only looks
+
+
+def busy(command: str, database: str | None, servers: list[dict[str, str]]) -> list[str]:
+    """Return, from SHOW SERVERS, the connections that a pause or a wait_close waits for."""
+    return [
+        f"{row['database']} as {row['user']} ({row['state']}, process {row['remote_pid']} of "
+        f"PostgreSQL{', ' + row['application_name'] if row.get('application_name') else ''})"
+        for row in servers
+        if database in (None, row["database"])
+        and (row["close_needed"] == "1" if command == "wait_close" else row["state"] != "idle")
+    ]
+
+
+def summary(command: str, results: list[dict]) -> str:
+    """Say for each process what happened."""
+    parts = [
+        f"process {result['process']}: {result['outcome']}"
+        + (f", {result['error']}" if result["error"] else "")
+        for result in results
+    ]
+    return f"{command}: {'. '.join(parts)}"
+
+
+def find_sockets(directory: str, process: int | None) -> dict[int, tuple[str, str]]:
+    """Return {process: (socket directory, port)}; raise Refused where there is none.
+
+    A process that died without its clean-up leaves a socket behind: the newest one counts.
+    """
+    found: dict[int, tuple[str, str]] = {}
+    number = "*" if process is None else process
+    pattern = f"{number}/.s.PGSQL.*"
+    sockets = [path for path in Path(directory).glob(pattern) if path.is_socket()]
+    for path in sorted(sockets, key=lambda path: path.stat().st_mtime):
+        if path.parent.name.isdecimal():
+            found[int(path.parent.name)] = (str(path.parent), path.suffix[1:])
+    if not found:
+        raise Refused(
+            f"no running PgBouncer: there is no socket {directory}/{pattern}; "
+            f"look at: systemctl status 'pgbouncer@{number}'"
+        )
+    return dict(sorted(found.items()))
+
+
+class Console:
+    """The admin console of one process, over its unix socket as the service's own user."""
+
+    def __init__(self, process: int, socket: tuple[str, str], user: str) -> None:
+        self.process = process
+        self.arguments = ["psql", "-X", "-q", "--csv", "-h", socket[0], "-p", socket[1]]
+        self.arguments += ["-U", "pgbouncer", "-d", "pgbouncer", "-c"]
+        self.owner = pwd.getpwnam(user)
+
+    def run(self, command: str, seconds: float = ANSWER_SECONDS) -> str:
+        """Return what the console prints; raise TimedOut or Refused with what it says."""
+        try:
+            done = subprocess.run(
+                [*self.arguments, command],
+                user=self.owner.pw_uid,
+                group=self.owner.pw_gid,
+                extra_groups=[],
+                env={
+                    "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+                    "PGCONNECT_TIMEOUT": str(ANSWER_SECONDS),
+                    "PGCLIENTENCODING": "UTF8",
+                },
+                capture_output=True,
+                encoding="utf-8",
+                timeout=max(seconds, 0.1),
+                cwd="/",
+            )
+        except subprocess.TimeoutExpired:
+            raise TimedOut(f"{command} did not end in time") from None
+        except PermissionError:
+            raise Refused(f"cannot become {self.owner.pw_name}: become root first") from None
+        except FileNotFoundError:
+            raise Refused("there is no psql on this host: install postgresql-client") from None
+        said = " ".join(done.stderr.split())
+        if done.returncode == 1:
+            raise Refused(f"{command} was refused: {said}")
+        if done.returncode:
+            raise Refused(f"{said}; look at: systemctl status pgbouncer@{self.process}")
+        return done.stdout
+
+    def show(self, what: str) -> list[dict[str, str]]:
+        return parse(self.run(f"SHOW {what}"))
+
+    def state(self) -> State:
+        paused = None
+        if not older(self.show("VERSION")[0]["version"], STATE_SINCE):
+            values = {row["key"]: row["value"] for row in self.show("STATE")}
+            paused = values["active"] == "no"
+        databases = {row["name"]: row for row in self.show("DATABASES")}
+        counts = connections(self.show("POOLS"))
+        for found in (databases, counts):
+            found.pop("pgbouncer", None)  # the console itself
+        return State(paused, databases, counts)
+
+    def change(self, command: str, seconds: float) -> bool:
+        """Send a command that changes the state; tell whether it was not in that state."""
+        try:
+            self.run(command, seconds)
+        except TimedOut:
+            raise
+        except Refused as error:
+            if command.startswith(("PAUSE", "RESUME")) and IN_THAT_STATE.search(str(error)):
+                return False
+            raise
+        return True
+
+
+def release(console: Console, database: str | None) -> str:
+    """Take back a pause that this call has made; return how that went."""
+    try:
+        console.change(
+            "RESUME" if database is None else f"RESUME {quote(database)}", ANSWER_SECONDS
+        )
+    except Refused as error:
+        return f"it may still be paused: {error}"
+    return ""
+
+
+def settle(command: str, database: str | None, console: Console, deadline: float) -> None:
+    """Wait until no connection is busy; raise TimedOut.
+
+    PAUSE's own answer does not say it: once a process has seen a WAIT_CLOSE it answers every later
+    PAUSE at once, with the word WAIT_CLOSE, while transactions still run (seen in 1.24.1: nothing
+    clears db_wait_close). So this module never sends WAIT_CLOSE, and looks for itself.
+    """
+    while busy(command, database, console.show("SERVERS")):
+        if time.monotonic() > deadline:
+            raise TimedOut(f"{command} did not end in time")
+        time.sleep(0.1)
+
+
+def act(command: str, database: str | None, console: Console, deadline: float, dry: bool) -> dict:
+    """Carry a command out on one process; return its {outcome, commands, error}."""
+    sent: list[str] = []
+    done = command == "wait_close"
+    try:
+        commands = plan(command, database, console.state())
+        if dry:
+            return {"outcome": "planned" if commands else "unchanged", "commands": commands}
+        for text in commands:
+            sent.append(text)
+            left = deadline - time.monotonic() if command == "pause" else ANSWER_SECONDS
+            done |= console.change(text, left)
+        if command in ("pause", "wait_close"):
+            settle(command, database, console, deadline)
+        return {"outcome": "done" if done else "unchanged", "commands": sent}
+    except Refused as error:
+        reasons = [str(error)]
+        if isinstance(error, TimedOut) and (sent or command == "wait_close"):
+            with contextlib.suppress(Refused):
+                servers = console.show("SERVERS")
+                reasons.append(f"still busy: {'; '.join(busy(command, database, servers))}")
+        if isinstance(error, TimedOut) and command == "pause" and sent:
+            reasons.append(release(console, database) or "it was resumed")
+        return {"outcome": "failed", "commands": sent, "error": ", ".join(reasons)}
+
+
+def run(params: dict, dry: bool) -> tuple[list[dict], bool]:
+    """Run the module's command on each process; return (results, whether one failed)."""
+    command, database = params["command"], params["database"]
+    if params["what"] is not None and command != "show":
+        raise Refused(f"what belongs to the command show, not to {command}")
+    what = word(params["what"]) if command == "show" else ""
+    if database is not None:
+        quote(database)
+    try:
+        pwd.getpwnam(params["user"])
+    except KeyError:
+        raise Refused(f"user: there is no operating system user {params['user']}") from None
+    sockets = find_sockets(params["socket_directory"], params["process"])
+    consoles = [Console(number, socket, params["user"]) for number, socket in sockets.items()]
+    deadline = time.monotonic() + params["timeout_seconds"]
+    results: list[dict] = []
+    failed = False
+    for console in consoles:
+        result = {"process": console.process, "outcome": "not tried", "commands": [], "rows": []}
+        results.append(result | {"error": ""})
+        if failed and command == "pause":
+            continue
+        if command == "show":
+            try:
+                results[-1] |= {"rows": console.show(what), "outcome": "shown"}
+            except Refused as error:
+                results[-1] |= {"error": str(error), "outcome": "failed"}
+        else:
+            results[-1] |= act(command, database, console, deadline, dry)
+        failed |= results[-1]["outcome"] == "failed"
+    if failed and command == "pause":
+        for console, result in zip(consoles, results, strict=True):
+            if result["outcome"] == "done":
+                result["error"] = release(console, database)
+                result["outcome"] = "failed" if result["error"] else "undone"
+    return results, failed
+
+
+def main() -> None:
+    commands = ["show", "pause", "resume", "reconnect", "disable", "enable", "kill", "wait_close"]
+    module = AnsibleModule(
+        argument_spec={
+            "command": {"type": "str", "required": True, "choices": commands},
+            "what": {"type": "str"},
+            "database": {"type": "str"},
+            "process": {"type": "int"},
+            "timeout_seconds": {"type": "int", "default": 20},
+            "socket_directory": {"type": "path", "default": "/run/pgbouncer"},
+            "user": {"type": "str", "default": "pgbouncer"},
+        },
+        required_if=[
+            ("command", "show", ["what"]),
+            ("command", "disable", ["database"]),
+            ("command", "enable", ["database"]),
+            ("command", "kill", ["database"]),  # without one it exists after 1.24 only
+        ],
+        mutually_exclusive=[("what", "database")],
+        supports_check_mode=True,
+    )
+    try:
+        results, failed = run(module.params, module.check_mode)
+    except Refused as error:
+        module.fail_json(msg=f"{error}. Nothing was changed.", processes=[], rows=[])
+    command = module.params["command"]
+    rows = [{**row, "process": result["process"]} for result in results for row in result["rows"]]
+    changing = command not in ("show", "wait_close")
+    report = {
+        "changed": changing and any(r["outcome"] in ("done", "planned") for r in results),
+        "processes": results,
+        "rows": rows,
+    }
+    if failed:
+        module.fail_json(msg=summary(command, results), **report)
+    module.exit_json(**report)
+
+
+if __name__ == "__main__":
+    main()

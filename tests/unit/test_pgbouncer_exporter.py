@@ -1,0 +1,60 @@
+"""What the exporter makes of psql's output; tests/integration/test_exporter.py scrapes it."""
+
+import pgbouncer_exporter as exporter
+
+POOLS = """database,user,cl_active,cl_waiting,sv_tested,maxwait,maxwait_us,pool_mode
+shop,shop,3,1,2,4,250,transaction
+"a""b\\c",shop,0,0,0,0,0,transaction
+"""
+DATABASES = "name,database,pool_size,paused,disabled\nshop,other,7,1,0\n"
+STATS = "database,total_xact_count,total_wait_time,avg_wait_time\nshop,12,1500000,3\n"
+LISTS = "list,items\ndatabases,2\nused_clients,4\n"
+CONFIG = "key,value,default,changeable\nmax_client_conn,500,100,yes\nuser,pgbouncer,,no\n"
+STATE = "key,value\nactive,no\npaused,yes\nsuspended,no\n"
+
+
+def text(*parts: str) -> str:
+    return exporter.exposition(exporter.samples("2", "".join(f"{part}\n" for part in parts)))
+
+
+def test_each_command_becomes_metrics() -> None:
+    lines = text(POOLS, DATABASES, STATS, LISTS, CONFIG, STATE).splitlines()
+    shop = 'process="2",database="shop"'
+    for line in (
+        'pgbouncer_up{process="2"} 1.0',
+        f'pgbouncer_pools_client_waiting_connections{{{shop},user="shop"}} 1.0',
+        f'pgbouncer_pools_server_testing_connections{{{shop},user="shop"}} 2.0',
+        f'pgbouncer_pools_client_maxwait_seconds{{{shop},user="shop"}} 4.00025',
+        f"pgbouncer_databases_pool_size{{{shop}}} 7.0",
+        f"pgbouncer_databases_paused{{{shop}}} 1.0",
+        f"pgbouncer_stats_sql_transactions_pooled_total{{{shop}}} 12.0",
+        f"pgbouncer_stats_client_wait_seconds_total{{{shop}}} 1.5",
+        'pgbouncer_used_clients{process="2"} 4.0',
+        'pgbouncer_config_max_client_connections{process="2"} 500.0',
+        'pgbouncer_paused{process="2"} 1.0',
+    ):
+        assert line in lines
+    assert "# TYPE pgbouncer_stats_client_wait_seconds_total counter" in lines
+    assert "# TYPE pgbouncer_databases_pool_size gauge" in lines
+
+
+def test_label_values_are_escaped() -> None:
+    assert 'database="a\\"b\\\\c"' in text(POOLS)
+
+
+def test_type_stands_once_before_all_processes() -> None:
+    both = exporter.samples("1", POOLS) + exporter.samples("2", POOLS)
+    lines = exporter.exposition(both).splitlines()
+    start = lines.index("# TYPE pgbouncer_up gauge")
+    assert lines[start + 1 :] == ['pgbouncer_up{process="1"} 1.0', 'pgbouncer_up{process="2"} 1.0']
+    assert sum("TYPE pgbouncer_up " in line for line in lines) == 1
+
+
+def test_version_without_state_is_up() -> None:
+    lines = text(POOLS, DATABASES, STATS, LISTS, CONFIG, "").splitlines()
+    assert 'pgbouncer_up{process="2"} 1.0' in lines
+    assert not any("pgbouncer_paused" in line for line in lines)
+
+
+def test_silent_process_is_down() -> None:
+    assert text("") == '# TYPE pgbouncer_up gauge\npgbouncer_up{process="2"} 0.0\n'
