@@ -21,9 +21,6 @@ from typing import Any
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.parsing.convert_bool import boolean
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 ROLE = Path(__file__).resolve().parents[3] / "roles/pgbouncer"
 
@@ -380,6 +377,11 @@ def has_auto_pools(apps: Applications, hostvars: Hostvars) -> bool:
 
 def budget_table(budget: Mapping[str, Any]) -> str:
     """Return a connection budget as text of at most 100 columns."""
+    # Ansible loads this file for every task that uses a filter: only this one pays for rich.
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
     view = Table(box=SIMPLE, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
     view.add_column("application\n")
     view.add_column("pooler hosts\nx processes")

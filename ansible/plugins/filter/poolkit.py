@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import scramp
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.parsing.convert_bool import boolean
 
@@ -33,6 +32,8 @@ def scram_verifier(password: str, user: str, seed: str) -> str:
     for each role and each installation. The same verifier on both sides lets PgBouncer pass the
     client's SCRAM keys through, so no pooler host holds a password in clear text.
     """
+    import scramp  # here: Ansible loads this file for every task that uses a filter
+
     if len(seed) < 16:
         raise AnsibleFilterError(
             "scram_salt_seed must have at least 16 characters: it keeps the salts of this "

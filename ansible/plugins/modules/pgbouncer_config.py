@@ -80,7 +80,9 @@ options:
     type: int
     default: 1
   user:
-    description: Operating system user of the processes; it reads the files and the admin console.
+    description:
+      - Operating system user of the processes; it reads the files and the admin console.
+      - Made as a system user where it is missing.
     type: str
     default: pgbouncer
   timeout_seconds:
@@ -657,6 +659,13 @@ class Transaction:
         }
 
 
+def create_user(name: str) -> None:
+    """Create the system user of the processes: no home, no shell, a group of its own."""
+    command = ["useradd", "--system", "--user-group", "--no-create-home"]
+    command += ["--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", name]
+    subprocess.run(command, check=True, env={"PATH": PATH})
+
+
 @contextlib.contextmanager
 def exclusive(path: str, seconds: int) -> Iterator[None]:
     """Hold a lock file, so that two runs cannot interleave; raise Refused when it stays taken."""
@@ -698,6 +707,14 @@ def main() -> None:
                 changed=True, action="start", processes=[], settings=[], restart_reason=[]
             )
         module.fail_json(msg="PgBouncer is not installed on this host")
+    try:
+        pwd.getpwnam(module.params["user"])
+    except KeyError:
+        if module.check_mode:
+            module.exit_json(
+                changed=True, action="start", processes=[], settings=[], restart_reason=[]
+            )
+        create_user(module.params["user"])
     try:
         seconds = module.params["drain_seconds"] + module.params["timeout_seconds"] * 3
         with exclusive("/run/poolkit-pgbouncer.lock", seconds):
