@@ -100,6 +100,14 @@ def test_restart_is_asked_for_by_the_process_itself() -> None:
     assert pgbouncer_text.restart_only(sections, rows(force_user="u")) == ["databases.shop.user"]
 
 
+def test_setting_that_a_reload_keeps_needs_a_restart() -> None:
+    sections = pgbouncer_text.parse_ini(INI)
+    kept = pgbouncer_text.kept_by_reload
+    assert kept(sections, rows()) == []
+    assert kept(sections, rows(resolv_conf="/old")) == ["resolv_conf"]
+    assert kept(sections, rows(resolv_conf="/old", pool_mode="session")) == []
+
+
 def test_changed_names() -> None:
     before = pgbouncer_text.parse_ini(INI)
     after = pgbouncer_text.parse_ini(INI.replace("= 10", "= 11").replace("shop = max", "x = max"))

@@ -163,6 +163,17 @@ def config_drift(sections: Sections, config: dict[str, dict[str, str]]) -> dict[
     return found
 
 
+def kept_by_reload(sections: Sections, rows: Rows) -> list[str]:
+    """Return the settings that left the file and keep their value after a reload, as auth_user.
+
+    Only a restart makes the process forget them. Nothing when a setting of the file differs as
+    well: then the reload itself failed, and a restart would fail too.
+    """
+    names = list(config_drift(sections, rows["CONFIG"]))
+    removed = [name for name in names if name not in sections.get("pgbouncer", {})]
+    return removed if removed == names else []
+
+
 def drift(sections: Sections, rows: Rows) -> list[str]:
     """Return where the running process differs from the rendered file, as readable statements."""
     config = rows["CONFIG"]

@@ -34,6 +34,7 @@ from ansible.module_utils.pgbouncer_text import (
     Sections,
     changed_names,
     drift,
+    kept_by_reload,
     parse_connstr,
     parse_ini,
     restart_only,
@@ -476,6 +477,10 @@ class Transaction:
             process.ask("RELOAD")
             self.write({self.config_path: text})
         process.ask("RELOAD")
+        if stuck := kept_by_reload(sections, process.rows()):
+            self.reasons = sorted({*self.reasons, *stuck})
+            self.replace(process, files)
+            return "restart"
         return "reload"
 
     def replace(self, process: Process, files: dict[str, str | None]) -> None:

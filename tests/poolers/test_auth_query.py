@@ -1,0 +1,96 @@
+"""auth_query: who PostgreSQL knows gets in, and nobody who should not."""
+
+from collections.abc import Callable, Iterator
+
+import psycopg
+import pytest
+from conftest import Pooler
+from fleet import ansible
+
+PASSWORD = 'it\'s "50%" \\ $1 #:@/'
+REFUSED = "login rejected|no such user|SASL authentication failed"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def people(superuser_sql: Callable[..., str]) -> Iterator[None]:
+    """Roles that the inventory does not know."""
+    quoted = PASSWORD.replace("'", "''")
+    roles = {
+        "ana": "LOGIN",
+        "expired": "LOGIN VALID UNTIL '2020-01-01'",
+        "root_too": "LOGIN SUPERUSER",
+        "standby": "LOGIN REPLICATION",
+    }
+    for name, options in roles.items():
+        superuser_sql(f"CREATE ROLE {name} {options} PASSWORD '{quoted}'")
+        superuser_sql(f"GRANT CONNECT ON DATABASE shop TO {name}")
+    yield
+    for name in roles:
+        superuser_sql(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def test_user_of_postgresql_gets_in(pooler: Pooler) -> None:
+    with pooler.connect(user="ana", password=PASSWORD) as connection:
+        assert connection.execute("SELECT current_user").fetchone() == ("ana",)
+
+
+@pytest.mark.parametrize("user", ["expired", "root_too", "standby", "nobody", "shop_owner"])
+def test_others_stay_out(pooler: Pooler, user: str) -> None:
+    with pytest.raises(psycopg.OperationalError, match=REFUSED):
+        pooler.connect(user=user, password=PASSWORD)
+
+
+def test_wrong_password_stays_out(pooler: Pooler) -> None:
+    with pytest.raises(psycopg.OperationalError, match=REFUSED):
+        pooler.connect(user="ana", password="wrong")
+
+
+def test_application_still_passes_its_keys_through(pooler: Pooler) -> None:
+    with pooler.connect() as connection:
+        assert connection.execute("SELECT current_user").fetchone() == ("shop",)
+
+
+def test_database_is_bounded(pooler: Pooler) -> None:
+    """The pool of 10, its reserve of 2, 5 for other users, 2 for the lookups."""
+    (row,) = [row for row in pooler.console("SHOW DATABASES") if row["name"] == "shop"]
+    assert row["max_connections"] == "19"
+
+
+def test_role_may_look_up_logins_and_nothing_else(pooler: Pooler) -> None:
+    password = pooler.password  # the scenario gives both the same
+    with pooler.connect(user="pgbouncer_auth", password=password) as connection:
+        row = connection.execute("SELECT username FROM poolkit.pooler_login('ana')").fetchone()
+        assert row == ("ana",)
+        assert connection.execute("SELECT * FROM poolkit.pooler_login('root_too')").fetchall() == []
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT passwd FROM pg_shadow")
+    with (
+        pooler.connect(user="ana", password=PASSWORD) as connection,
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+    ):
+        connection.execute("SELECT * FROM poolkit.pooler_login('shop')")
+
+
+def test_callers_search_path_does_not_count(superuser_sql: Callable[..., str]) -> None:
+    """A pg_shadow of the caller's own is not read."""
+    rows = superuser_sql(
+        "CREATE SCHEMA evil; CREATE VIEW evil.pg_shadow AS SELECT 'postgres'::name AS usename, "
+        "'x'::text AS passwd, false AS usesuper, false AS userepl, NULL::timestamptz AS valuntil; "
+        "SET search_path = evil, pg_catalog; SELECT * FROM poolkit.pooler_login('postgres'); "
+        "DROP SCHEMA evil CASCADE"
+    )
+    assert "x" not in rows.replace("SET", "")
+
+
+def test_changed_function_is_made_anew(superuser_sql: Callable[..., str]) -> None:
+    superuser_sql(
+        "SET ROLE poolkit_admin; CREATE OR REPLACE FUNCTION poolkit.pooler_login(name text, OUT "
+        "username text, OUT secret text) RETURNS SETOF record LANGUAGE sql STABLE SECURITY "
+        "DEFINER AS 'SELECT NULL::text, NULL::text'"
+    )
+    first, second = (ansible("ansible-playbook", "ansible/playbooks/database.yml") for _ in "12")
+    assert first.returncode == 0, first.stdout[-2000:]
+    assert "changed=1" in first.stdout
+    assert "changed=0" in second.stdout
+    text = superuser_sql("SELECT pg_get_functiondef('poolkit.pooler_login(text)'::regprocedure)")
+    assert "SET search_path TO 'pg_catalog', 'pg_temp'" in text

@@ -1,0 +1,51 @@
+"""Poolers on hosts of their own: where they listen, whom they let in, what they count for."""
+
+import psycopg
+import pytest
+from conftest import Pooler
+from fleet import ansible, connect, resolve
+from testinfra.host import Host
+
+
+@pytest.fixture(scope="module")
+def application() -> Host:
+    fact = resolve("shop", connection="ansible_connection", container="ansible_host")["db2"]
+    return connect("db2", fact["connection"], fact["container"])
+
+
+def test_application_is_given_every_pooler() -> None:
+    run = ansible(
+        *("ansible", "db2", "-m", "ansible.builtin.debug", "-a"),
+        "msg={{ hostvars | pooler_endpoints(groups, 'db2') | map(attribute='host') | join(',') }}",
+    )
+    fact = resolve("db2", prefix="docker_subnet_prefix")["db2"]["prefix"]
+    assert f"{fact}.21,{fact}.22" in run.stdout
+
+
+def test_application_reaches_each_pooler(
+    pooler: Pooler, application: Host, superuser_sql: object
+) -> None:
+    fact = resolve("db2", password="app_database_password")["db2"]
+    url = f"host={pooler.address} port=6432 user=shop dbname=shop"
+    command = ["env", f"PGPASSWORD={fact['password']}", "psql", "-XAtc", "SELECT 1", url]
+    assert application.check_output(" ".join(["%s"] * len(command)), *command) == "1"
+
+
+def test_other_hosts_are_refused(pooler: Pooler) -> None:
+    """The controller is no host of the application."""
+    with pytest.raises(psycopg.OperationalError, match=r"login rejected|no authentication method"):
+        pooler.connect()
+
+
+def test_it_listens_on_loopback_and_its_own_address(pooler: Pooler) -> None:
+    lines = pooler.host.check_output("ss -Hltn 'sport = :6432'").splitlines()
+    found = sorted(line.split()[3] for line in lines)
+    assert found == ["127.0.0.1:6432", f"{pooler.address}:6432"]
+
+
+def test_budget_counts_every_pooler() -> None:
+    """2 poolers of 10 + 2, and 8 past them from one application's host: 32, given as 60."""
+    run = ansible("ansible-playbook", "ansible/playbooks/plan.yml")
+    assert run.returncode == 0, run.stdout[-2000:]
+    (row,) = [line.split() for line in run.stdout.splitlines() if line.strip().startswith("shop ")]
+    assert row[-5:] == ["24", "0", "8", "60", "5"]
