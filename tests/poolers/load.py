@@ -13,9 +13,10 @@ import psycopg
 class Load:
     """A number of clients, as a context manager.
 
-    lifetime_seconds: how long a client keeps a connection; None: for ever. A failed *connect* is
-    tried once more, as each driver's pool does; a failed transaction never. Afterwards: counts
-    (transactions, connects, retried connects) and errors (messages).
+    lifetime_seconds: how long a client keeps a connection; None: for ever. pause_seconds: between
+    two transactions of a client; the default leaves the controller's processors free. A failed
+    *connect* is tried once more, as each driver's pool does; a failed transaction never.
+    Afterwards: counts (transactions, connects, retried connects) and errors (messages).
     """
 
     def __init__(
@@ -23,9 +24,11 @@ class Load:
         connect: Callable[[], psycopg.Connection],
         clients: int = 50,
         lifetime_seconds: float | None = None,
+        pause_seconds: float = 0.1,
     ) -> None:
         self.connect = connect
         self.lifetime = lifetime_seconds
+        self.pause = pause_seconds
         self.counts: Counter[str] = Counter()
         self.errors: list[str] = []
         self.end = threading.Event()
@@ -62,7 +65,7 @@ class Load:
                 with connection.transaction():
                     connection.execute("SELECT count(*) FROM pg_class WHERE oid < 100").fetchone()
                 self.counts["transactions"] += 1
-                time.sleep(0.02)
+                time.sleep(self.pause)
                 if time.monotonic() > deadline:
                     connection.close()
                     connection = self.open()

@@ -23,7 +23,7 @@ def load(pooler: Pooler) -> Iterator[Load]:
         yield clients
     assert clients.errors == []
     assert clients.counts["connects"] == 50
-    assert clients.counts["transactions"] > 100
+    assert clients.counts["transactions"] > 500
 
 
 @pytest.fixture
