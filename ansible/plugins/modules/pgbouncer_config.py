@@ -421,13 +421,15 @@ class Transaction:
                 MASK.symlink_to("/dev/null")
             systemctl("daemon-reload")
         wanted = self.numbers(files)
-        for number in wanted:
+        running = self.running()
+        # New ones first: another process must take the clients of one that is replaced.
+        for number in sorted(wanted, key=lambda number: (number in running, number)):
             start = time.monotonic()
             action = self.apply_to(self.process(number), files, others)
             self.prove(number, files)
             seconds = round(time.monotonic() - start, 2)
             self.done.append({"process": number, "action": action, "seconds": seconds})
-        for number in self.unwanted(wanted):
+        for number in sorted(set(self.running()) - set(wanted)):
             start = time.monotonic()
             self.remove(self.process(number))
             seconds = round(time.monotonic() - start, 2)
@@ -440,14 +442,14 @@ class Transaction:
             systemctl("enable", "--quiet", *units)
 
     @staticmethod
-    def unwanted(wanted: list[int]) -> list[int]:
-        """Return the numbers of processes that run and should not."""
+    def running() -> list[int]:
+        """Return the numbers of the processes that run, or try to."""
         shown = systemctl(
             *("list-units", "--plain", "--no-legend", "--state=active,activating,reloading"),
             "pgbouncer@*.service",
         )
         found = re.findall(r"^pgbouncer@(\d+)\.service", shown.stdout, re.MULTILINE)
-        return sorted({int(number) for number in found} - set(wanted))
+        return sorted({int(number) for number in found})
 
     def apply_to(
         self, process: Process, files: dict[str, str | None], others: dict[str, str | None]
@@ -489,13 +491,13 @@ class Transaction:
             process.control("restart")
             return
         stand_in = None
-        if len(self.numbers(files)) == 1:
-            stand_in = self.process(2)
-            if not stand_in.running():  # else it is one that is no longer wanted, and serves
-                own = {self.process_path(2): process_ini(self.config_path, 2, self.version)}
-                self.write(own)
-                stand_in.control("start")
-                self.prove(2, {**files, **own})
+        if self.running() == [process.number]:
+            stand_in = self.process(1 if process.number == 2 else 2)
+            path = self.process_path(stand_in.number)
+            own = {path: process_ini(self.config_path, stand_in.number, self.version)}
+            self.write(own)
+            stand_in.control("start")
+            self.prove(stand_in.number, {**files, **own})
         process.drain(self.module.params["drain_seconds"])
         process.control("start")
         self.prove(process.number, files)
@@ -597,7 +599,8 @@ class Transaction:
     def forecast(self) -> list[dict]:
         """Return what the processes need, apart from a reload for changed files."""
         wanted = self.numbers(self.after)
-        needs = [{"process": number, "action": "stop"} for number in self.unwanted(wanted)]
+        extra = sorted(set(self.running()) - set(wanted))
+        needs = [{"process": number, "action": "stop"} for number in extra]
         for number in wanted:
             process = self.process(number)
             if not process.running():
@@ -632,7 +635,7 @@ class Transaction:
 
     def restore_distribution(self) -> None:
         """Hand a host that had no poolkit configuration back as it was."""
-        for number in self.unwanted([]):
+        for number in self.running():
             self.process(number).control("stop")
         self.write(self.before, self.owners)
         if self.replaces_distribution:

@@ -10,6 +10,7 @@ import pytest
 from conftest import Pooler
 from fleet import ansible
 
+TRIXIE = pytest.mark.parametrize("pooler", ["trixie1"], indirect=True)
 Admin = Callable[..., tuple[int, dict]]
 
 
@@ -82,6 +83,7 @@ def test_show_returns_rows_by_process(pooler: Pooler, admin: Admin) -> None:
     assert [(row["process"], row["paused"]) for row in rows] == [(n, "0") for n in wanted]
 
 
+@TRIXIE
 def test_check_mode_changes_nothing(admin: Admin) -> None:
     code, result = admin("--check", command="pause", database="shop")
     assert (code, result["changed"], outcomes(result)) == (0, True, {"planned"})
@@ -113,6 +115,7 @@ def test_pause_that_does_not_end_is_undone(pooler: Pooler, admin: Admin, busy: Q
     assert admin("--check", command="resume", database="shop")[1]["changed"] is False
 
 
+@TRIXIE
 def test_wait_close_returns_when_reconnect_is_through(admin: Admin, busy: Query) -> None:
     code, result = admin(command="reconnect", database="shop")
     assert (code, result["changed"]) == (0, True)
@@ -124,6 +127,7 @@ def test_wait_close_returns_when_reconnect_is_through(admin: Admin, busy: Query)
     assert (code, result["changed"], outcomes(result)) == (0, False, {"done"})
 
 
+@TRIXIE
 def test_disabled_database_refuses_new_clients(pooler: Pooler, admin: Admin) -> None:
     for command, changed in (("disable", True), ("disable", False)):
         code, result = admin(command=command, database="shop")
@@ -136,6 +140,7 @@ def test_disabled_database_refuses_new_clients(pooler: Pooler, admin: Admin) -> 
     pooler.connect().close()
 
 
+@TRIXIE
 def test_missing_process_is_named(admin: Admin) -> None:
     code, result = admin(command="show", what="pools", process=99)
     assert code != 0
