@@ -94,7 +94,7 @@ def test_owner_is_refused_by_the_pooler(application: Application) -> None:
         port="6432",
         PGPASSFILE=f"/etc/poolkit/{name}/migrate.pgpass",
     )
-    assert "no authentication method is found" in message
+    assert "login rejected" in message
 
 
 def test_another_applications_host_is_refused(applications: dict[str, Application]) -> None:

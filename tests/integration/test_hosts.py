@@ -47,7 +47,7 @@ def test_no_secret_in_any_processs_arguments(
 
 
 def test_services_are_up_and_come_back(application: Application) -> None:
-    for name in ("pgbouncer", application.name):
+    for name in ("pgbouncer@1", application.name):
         service = application.host.service(name)
         assert service.is_running
         assert service.is_enabled

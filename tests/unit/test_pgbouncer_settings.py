@@ -27,6 +27,7 @@ INPUTS = {
     "tls_key_file": "",
     "tls_client_ca_file": "",
     "auth_query_enabled": False,
+    "exporter_enabled": False,
     "auth_query_password": "",
 }
 TRIXIE, BOOKWORM = "1.24.1-1+deb13u2", "1.18.0-1+deb12u1"
@@ -164,7 +165,26 @@ def test_good_values_pass() -> None:
         ({"users": {"shp": {"pool_mode": "session"}}}, "no application of this pooler has this u"),
         ({"listen_addr": "0.0.0.0"}, "set pgbouncer_listen_on_all_addresses: true"),
         ({"listen_addr": "127.0.0.1, *"}, "set pgbouncer_listen_on_all_addresses: true"),
-        ({"client_addresses": ["10.0.0.1/33"]}, "'10.0.0.1/33' is no address"),
+        ({"client_addresses": ["10.0.0.1/33"]}, "'10.0.0.1/33' is no network"),
+        ({"client_addresses": ["10.0.0.1/8"]}, "'10.0.0.1/8' is no network"),
+        ({"exporter_enabled": True}, "add pgbouncer-exporter"),
+        (
+            {
+                "tcp_auth_method": "cert",
+                "tls_client_ca_file": "/a",
+                "tls_certificate_file": "/b",
+                "tls_key_file": "/c",
+            },
+            "needs pgbouncer_settings.client_tls_sslmode verify-full",
+        ),
+        (
+            {
+                "auth_query_enabled": True,
+                "auth_query_password": "x",
+                "databases": {"shop": {"max_db_connections": 0}},
+            },
+            "max_db_connections is 0: with auth_query",
+        ),
         ({"tcp_auth_method": "cert"}, "needs pgbouncer_tls_client_ca_file"),
         ({"tls_certificate_file": "/a"}, "give both"),
         ({"auth_query_enabled": True}, "pgbouncer_auth_query_password is missing"),
@@ -186,11 +206,12 @@ RULE = {"type": "host", "database": "shop", "user": "all", "address": "10.0.0.0/
         ({"method": "trust"}, "trust lets anyone in"),
         ({"method": "peer"}, "the method 'peer' does not go with host"),
         ({"method": "scram"}, "use one of scram-sha-256, md5, reject"),
-        ({"method": "reject", "address": "10.0.0.300"}, "is no address in CIDR notation"),
+        ({"method": "reject", "address": "10.0.0.300"}, "is no network in CIDR notation"),
         ({"method": "reject", "address": ""}, "host needs an address"),
         ({"method": "reject", "type": "local"}, "local takes no address"),
         ({"method": "reject", "user": "a\nb"}, "give a name, names, or all"),
         ({"method": "reject", "database": []}, ""),
+        ({"method": "reject", "user": ["all", "x"]}, "give a name, names, or all"),
     ],
 )
 def test_hba_rule_is_refused(change: dict, words: str) -> None:
@@ -202,8 +223,8 @@ def test_hba_rule_is_refused(change: dict, words: str) -> None:
 
 
 def test_hba_line_quotes_names() -> None:
-    line = pgbouncer_settings.hba_line({**RULE, "user": ["all", 'a"b'], "method": "reject"})
-    assert line == 'host "shop" "all","a""b" 10.0.0.0/8 reject'
+    line = pgbouncer_settings.hba_line({**RULE, "user": ["any", 'a"b'], "method": "reject"})
+    assert line == 'host "shop" "any","a""b" 10.0.0.0/8 reject'
     local = {"type": "local", "database": "all", "user": "x", "method": "peer"}
     assert pgbouncer_settings.hba_line(local) == 'local all "x" peer'
 

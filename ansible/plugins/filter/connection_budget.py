@@ -82,8 +82,8 @@ class Pool:
         return self.processes * self.of_process(auto_size, self.reserve)
 
     def rolling(self, auto_size: int) -> int:
-        """What a rolling restart adds: an old process beside its successor, one at a time."""
-        return self.of_process(auto_size, self.reserve) if self.processes > 1 else 0
+        """What a restart adds: a lone process has a stand-in; several are replaced in turn."""
+        return self.of_process(auto_size, self.reserve) if self.processes == 1 else 0
 
     def other_users(self, auto_size: int) -> int:
         """Server connections of auth_query and the users that it lets in, with a restart's."""
@@ -92,7 +92,7 @@ class Pool:
         size = auto_size if self.size is None else self.size
         limit = self.database_limit or size + self.reserve + self.auth_query
         each = max(limit // self.processes - self.of_process(auto_size, self.reserve), 0)
-        return each * (self.processes + (self.processes > 1))
+        return each * (self.processes + (self.processes == 1))
 
 
 @functools.cache
@@ -219,7 +219,8 @@ def _rows(apps: Applications, pools: Mapping[str, list[Pool]], auto_size: int) -
                 "pooled": pooled,
                 "rolling": rolling,
                 "fallback": fallback,
-                "limit": pooled + rolling + fallback if given is None else given,
+                # The fallback is for a pooler that is gone, not for one that is replaced.
+                "limit": pooled + max(rolling, fallback) if given is None else given,
                 "migrations": app["owner_connection_limit"],
                 "auth_query": sum(pool.other_users(auto_size) for pool in pools[app["name"]]),
             }

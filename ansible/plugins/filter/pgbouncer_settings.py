@@ -244,7 +244,9 @@ def hba_errors(rules: Iterable[Any]) -> list[str]:
         for key in ("database", "user"):
             names = rule[key] if isinstance(rule.get(key), list) else [rule.get(key)]
             for name in names or [None]:
-                if not isinstance(name, str) or not name or re.search(r"[\r\n\0]", name):
+                keyword = name == "all" and isinstance(rule.get(key), list)
+                plain = isinstance(name, str) and name and not re.search(r"[\r\n\0]", name)
+                if keyword or not plain:
                     errors.append(f"{where}.{key} is {name!r}: give a name, names, or all")
     return errors
 
@@ -252,9 +254,11 @@ def hba_errors(rules: Iterable[Any]) -> list[str]:
 def network_error(text: Any) -> str | None:
     """Return what is wrong with an address in CIDR notation."""
     try:
-        ipaddress.ip_network(str(text), strict=False)
+        if "/" not in str(text):
+            raise ValueError
+        ipaddress.ip_network(str(text))
     except ValueError:
-        return f"{text!r} is no address in CIDR notation, such as 10.0.1.0/24"
+        return f"{text!r} is no network in CIDR notation, such as 10.0.1.0/24 or 10.0.1.5/32"
     return None
 
 
@@ -333,11 +337,29 @@ def relation_errors(inputs: Mapping[str, Any], version: str) -> list[str]:
             "pgbouncer_listen_on_all_addresses: true"
         )
     settings = inputs["effective_settings"]
-    if inputs["tcp_auth_method"] == "cert" and not inputs["tls_client_ca_file"]:
-        errors.append(
-            "pgbouncer_tcp_auth_method is cert: needs pgbouncer_tls_client_ca_file, the authority "
-            "that signs the clients' certificates"
-        )
+    by_certificate = [rule for rule in inputs["hba_rules"] if rule.get("method") == "cert"]
+    mode = settings.get("client_tls_sslmode")
+    if inputs["tcp_auth_method"] == "cert" or by_certificate:
+        where = "pgbouncer_hba_rules" if by_certificate else "pgbouncer_tcp_auth_method"
+        if not inputs["tls_client_ca_file"] or not inputs["tls_certificate_file"]:
+            errors.append(
+                f"{where} says cert: needs pgbouncer_tls_client_ca_file, the authority that signs "
+                "the clients' certificates, and pgbouncer_tls_certificate_file"
+            )
+        elif mode not in ("verify-ca", "verify-full"):
+            errors.append(
+                f"{where} says cert: needs pgbouncer_settings.client_tls_sslmode verify-full, it "
+                f"is {mode}; below that PgBouncer asks no client for a certificate"
+            )
+    if inputs["auth_query_enabled"]:
+        errors += [
+            f"pgbouncer_databases[{name!r}].max_db_connections is 0: with auth_query the database "
+            "must be bounded; leave it out, or give a number"
+            for name, entry in inputs["databases"].items()
+            if str(entry.get("max_db_connections", "")) == "0"
+        ]
+    if inputs["exporter_enabled"] and "pgbouncer-exporter" not in str(settings.get("stats_users")):
+        errors.append("pgbouncer_settings.stats_users: add pgbouncer-exporter, or leave it out")
     if inputs["auth_query_enabled"] and not inputs["auth_query_password"]:
         errors.append(
             "pgbouncer_auth_query_password is missing: the password of the role that looks logins "

@@ -288,6 +288,8 @@ def _count(facts: Mapping[str, Any], variable: str, default: int | None, host: s
 
 
 def _check_name(value: Any, variable: str, host: str) -> None:
+    if value in RESERVED_NAMES:
+        raise AnsibleFilterError(f"{host}: {variable} is {value!r}, which has a meaning of its own")
     if not isinstance(value, str) or not PGBOUNCER_PLAIN_NAME.fullmatch(value) or len(value) > 63:
         raise AnsibleFilterError(
             f"{host}: {variable} is {value!r}: use 1 to 63 of the characters A-Z a-z 0-9 _ . -, "
@@ -331,6 +333,9 @@ def database_roles(apps: Iterable[Mapping[str, Any]], seed: str) -> dict[str, di
             }
     return roles
 
+
+RESERVED_NAMES = ("all", "pgbouncer", "pgbouncer_auth", "pgbouncer-exporter")
+"""A keyword of access rules, the console and its user, and the roles that poolkit makes."""
 
 AUTH_USER = "pgbouncer_auth"
 """The role that looks logins up; _pgbouncer_auth_user in roles/pgbouncer/vars."""

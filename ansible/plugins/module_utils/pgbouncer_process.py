@@ -102,6 +102,7 @@ class Process:
                 env=self.environment(),
                 capture_output=True,
                 text=True,
+                errors="replace",  # an application_name may be in any encoding
                 timeout=self.timeout,
                 cwd="/",
             )
@@ -129,7 +130,13 @@ class Process:
         started = datetime.strptime(text.split(" ", 1)[1], "%Y-%m-%d %H:%M:%S.%f UTC")
         return Path(path).stat().st_ctime > started.replace(tzinfo=UTC).timestamp()
 
-    def raise_open_files(self, wanted: int) -> bool:
+    def version(self) -> tuple[int, ...]:
+        """Return the version of the running process, which a package upgrade leaves as it was."""
+        ((row,),) = self.ask("SHOW VERSION")
+        match = re.search(r"(\d+)\.(\d+)\.(\d+)", row["version"])
+        return tuple(int(part) for part in match.groups()) if match else (0,)
+
+    def has_open_files(self, wanted: int, change: bool = True) -> bool:
         """Raise the process's limit where it is lower; tell whether it now has what it needs."""
         pid = self.pid()
         try:
@@ -137,8 +144,8 @@ class Process:
         except (PermissionError, ProcessLookupError):
             line = re.search(r"Max open files\s+(\d+)", Path(f"/proc/{pid}/limits").read_text())
             soft = int(line.group(1)) if line else 0
-        if soft >= wanted:
-            return True
+        if soft >= wanted or not change:
+            return soft >= wanted
         with contextlib.suppress(PermissionError, ValueError):
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (wanted, wanted))
             return True
@@ -175,11 +182,13 @@ class Process:
                 if not part:
                     raise EOFError
                 text += part
-            return list(csv.DictReader(io.StringIO(text.decode().removesuffix(f"{MARK}\n"))))
+            answer = text.decode(errors="replace").removesuffix(f"{MARK}\n")
+            return list(csv.DictReader(io.StringIO(answer)))
 
         with contextlib.suppress(EOFError, BrokenPipeError):
             ask("SHOW VERSION")  # the console is connected before the process stops to listen
-            systemctl("kill", "--signal=SIGTERM", self.unit)
+        systemctl("kill", "--signal=SIGTERM", self.unit)
+        with contextlib.suppress(EOFError, BrokenPipeError, KeyError):
             while any(row["database"] != "pgbouncer" for row in ask("SHOW CLIENTS")):
                 if time.monotonic() > deadline:
                     ask("PAUSE")  # lets no transaction begin and waits for those that run
@@ -190,10 +199,13 @@ class Process:
                 time.sleep(0.2)
         console.kill()
         console.wait()
-        if self.pid() == pid and time.monotonic() > deadline:
-            systemctl("kill", "--signal=SIGTERM", self.unit)  # the second ends it at once
-        end = time.monotonic() + self.timeout
+        # No client is left, or the time is over: a second signal ends what another console, or a
+        # process that does not answer, would hold up.
+        second, end = time.monotonic() + 2, time.monotonic() + self.timeout
         while self.pid() == pid and pid:
+            if second and time.monotonic() > second:
+                systemctl("kill", "--signal=SIGTERM", self.unit)
+                second = 0.0
             if time.monotonic() > end:
                 raise Refused(f"{self.unit} (process {pid}) did not end after its clients left")
             time.sleep(0.05)

@@ -391,7 +391,7 @@ def act(command: str, database: str | None, console: Console, deadline: float, d
             with contextlib.suppress(Refused):
                 servers = console.show("SERVERS")
                 reasons.append(f"still busy: {'; '.join(busy(command, database, servers))}")
-        if isinstance(error, TimedOut) and command == "pause" and sent:
+        if command == "pause" and sent:
             reasons.append(release(console, database) or "it was resumed")
         return {"outcome": "failed", "commands": sent, "error": ", ".join(reasons)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import grp
 import json
 import os
 import pwd
@@ -54,9 +55,11 @@ description:
   - A reload is used wherever it suffices; the process's own SHOW CONFIG says which settings need a
     restart. The limits of a user whose line was removed are reset, which a reload alone does not do
     (upstream issue 1594).
-  - A restart cuts no client off where PgBouncer is 1.23 or later. The process stops to listen and
-    waits for its clients, while another takes the new ones; a lone process is stood in for by a
-    second one meanwhile. Older versions finish the running transactions, then close connections.
+  - A restart waits for clients where PgBouncer is 1.23 or later. The process stops to listen and
+    waits up to drain_seconds for its clients to leave, then for their transactions, while another
+    takes the new ones; a lone process is stood in for by a second one meanwhile. A connect that
+    falls into the moment when it stops to listen has to be tried again. Older versions finish the
+    running transactions, then close the connections.
   - Each process is a unit pgbouncer@N.service with its socket in /run/pgbouncer/N. The
     distribution's pgbouncer.service is stopped and masked, so that a package upgrade restarts
     nothing; the next run of this module replaces processes of the old binary.
@@ -232,18 +235,27 @@ class Transaction:
         for number in range(1, self.count + 1):
             path = self.process_path(number)
             self.after[path] = process_ini(self.config_path, number, self.version)
-        for path in self.directory.glob("process-*.ini"):
-            self.after.setdefault(str(path), None)  # of a process that is no longer wanted
-        self.before = {path: self.read(path) for path in self.after}
+        for pattern in ("process-*.ini", "tls/*"):
+            for path in self.directory.glob(pattern):
+                self.after.setdefault(str(path), None)  # no longer wanted
+        self.on_disk = {path: self.read(path) for path in self.after}
+        self.before = dict(self.on_disk)
         self.owners = {path: self.owner(path) for path in self.after if Path(path).exists()}
+        self.replaces_distribution = not (MASK.is_symlink() and str(MASK.readlink()) == "/dev/null")
+        # What restore_distribution needs: an own unit under the distribution's name, and its state.
+        self.distribution = {
+            "unit": None if MASK.is_symlink() else self.read(str(MASK)),
+            "active": systemctl("is-active", "pgbouncer.service").returncode == 0,
+        }
         # Holds the old files from before the swap until the proof: a run that was killed between is
         # caught up by the next one, and can still be undone by it.
         self.pending = self.directory / ".poolkit-pending"
         if self.pending.exists():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, KeyError):
                 kept = json.loads(self.pending.read_text())
-                self.before.update({p: c for p, c in kept.items() if p in self.after})
-        self.replaces_distribution = not MASK.is_symlink()
+                self.before = {path: kept["files"].get(path) for path in self.after}
+                self.owners = {path: tuple(owner) for path, owner in kept["owners"].items()}
+                self.distribution = kept["distribution"]
         self.done: list[dict] = []
         self.reasons: list[str] = []
 
@@ -266,7 +278,10 @@ class Transaction:
 
     @staticmethod
     def read(path: str) -> str | None:
-        return Path(path).read_text() if Path(path).exists() else None
+        if not Path(path).exists():
+            return None
+        with Path(path).open(newline="", errors="surrogateescape") as file:
+            return file.read()
 
     @staticmethod
     def owner(path: str) -> tuple[int, int, int]:
@@ -299,7 +314,8 @@ class Transaction:
             partial.touch(mode=0o600)
             os.chown(partial, uid, gid)
             partial.chmod(mode)
-            partial.write_text(content)
+            with partial.open("w", newline="", errors="surrogateescape") as file:
+                file.write(content)
             partial.replace(path)
 
     def right_modes(self) -> bool:
@@ -398,8 +414,13 @@ class Transaction:
             every = (files.get(template) or "").splitlines()
             return [line for line in every if not line.startswith(("LimitNOFILE=", "#"))]
 
-        if template in self.after and lines(self.before) != lines(self.after):
+        known = (self.before, self.on_disk) if template in self.after else ()
+        if any(lines(files) != lines(self.after) for files in known):
             reasons.append("pgbouncer@.service")
+        settings = sections.get("pgbouncer", {})
+        listen, port = settings.get("listen_addr", ""), settings.get("listen_port", "6432")
+        if not reasons and process.deaf(listen, port):
+            reasons.append("an address that it does not listen on")
         return reasons
 
     @staticmethod
@@ -413,13 +434,10 @@ class Transaction:
         """Make the processes take the files that are in place instead of others, one by one."""
         if self.replaces_distribution:
             systemctl("stop", "pgbouncer.service")
-        if self.replaces_distribution or any(
-            Path(path).parent == UNITS and files[path] != others[path] for path in files
-        ):
-            if self.replaces_distribution:
-                MASK.unlink(missing_ok=True)
-                MASK.symlink_to("/dev/null")
-            systemctl("daemon-reload")
+            MASK.unlink(missing_ok=True)
+            MASK.symlink_to("/dev/null")
+            self.replaces_distribution = False
+        systemctl("daemon-reload")
         wanted = self.numbers(files)
         running = self.running()
         # New ones first: another process must take the clients of one that is replaced.
@@ -436,10 +454,19 @@ class Transaction:
             self.done.append({"process": number, "action": "stop", "seconds": seconds})
         if problem := self.stale_certificate(files):
             raise Refused(problem)
-        units = [f"pgbouncer@{number}.service" for number in wanted]
-        if systemctl("is-enabled", "pgbouncer.target", *units).returncode:
-            systemctl("enable", "--quiet", "--now", "pgbouncer.target")
-            systemctl("enable", "--quiet", *units)
+        if disabled := self.disabled(wanted):
+            done = systemctl("enable", "--quiet", *disabled)
+            if done.returncode:
+                raise Refused(f"systemctl enable {' '.join(disabled)} failed: {done.stderr}")
+        systemctl("start", "pgbouncer.target")
+
+    @staticmethod
+    def disabled(numbers: list[int]) -> list[str]:
+        """Return the units that would not start at boot; is-enabled itself is content with one."""
+        units = ["pgbouncer.target", *(f"pgbouncer@{number}.service" for number in numbers)]
+        shown = systemctl("is-enabled", *units).stdout.split()
+        states = shown + ["missing"] * (len(units) - len(shown))
+        return [unit for unit, state in zip(units, states, strict=False) if state != "enabled"]
 
     @staticmethod
     def running() -> list[int]:
@@ -463,14 +490,16 @@ class Transaction:
             reasons = self.restart_reasons(process, sections, process.rows())
         except Refused as error:
             reasons = [str(error)]
-        if not process.raise_open_files(self.open_files(files)):
+        if not process.has_open_files(self.open_files(files), not self.module.check_mode):
             reasons.append("LimitNOFILE")
         if reasons:
             self.reasons = sorted({*self.reasons, *reasons})
             self.replace(process, files)
             return "restart"
         kept = set(sections.get("users", {}))
-        removed = sorted(set(self.sections(others, process.number).get("users", {})) - kept)
+        earlier = {**self.sections(self.on_disk, 1), **self.sections(others, process.number)}
+        known = {*earlier.get("users", {}), *self.sections(self.on_disk, 1).get("users", {})}
+        removed = sorted(known - kept)
         if removed:
             # A user whose line is gone keeps its limits: give it a neutral line first.
             text = files[self.config_path]
@@ -487,19 +516,27 @@ class Transaction:
 
     def replace(self, process: Process, files: dict[str, str | None]) -> None:
         """Restart a process; where the version allows, without cutting a client off."""
-        if self.version < DRAINS_SINCE:
+        try:
+            drains = min(self.version, process.version()) >= DRAINS_SINCE
+        except Refused:
+            drains = False
+        if not drains:  # an older one, or one that hangs
             process.control("restart")
             return
         stand_in = None
-        if self.running() == [process.number]:
+        others = [number for number in self.running() if number != process.number]
+        if not any(self.process(number).running() for number in others):
             stand_in = self.process(1 if process.number == 2 else 2)
             path = self.process_path(stand_in.number)
             own = {path: process_ini(self.config_path, stand_in.number, self.version)}
             self.write(own)
             stand_in.control("start")
             self.prove(stand_in.number, {**files, **own})
-        process.drain(self.module.params["drain_seconds"])
-        process.control("start")
+        try:
+            process.drain(self.module.params["drain_seconds"])
+            process.control("start")
+        except Refused:
+            process.control("restart")
         self.prove(process.number, files)
         if stand_in:
             self.remove(stand_in)
@@ -507,8 +544,8 @@ class Transaction:
     def remove(self, process: Process) -> None:
         """End a process for good; without its file systemd does not start it again."""
         Path(self.process_path(process.number)).unlink(missing_ok=True)
-        if self.version >= DRAINS_SINCE and process.running():
-            with contextlib.suppress(Refused):  # one that does not answer is only stopped
+        with contextlib.suppress(Refused):  # one that does not answer is only stopped
+            if process.running() and process.version() >= DRAINS_SINCE:
                 process.drain(self.module.params["drain_seconds"])
         process.control("stop")
         systemctl("disable", "--quiet", process.unit)
@@ -524,7 +561,7 @@ class Transaction:
             return [str(error)]
         listen, port = settings.get("listen_addr", ""), settings.get("listen_port", "6432")
         found += process.deaf(listen, port)
-        if not process.raise_open_files(self.open_files(files)):
+        if not process.has_open_files(self.open_files(files), not self.module.check_mode):
             found.append(
                 f"{process.unit} may open fewer than {self.open_files(files)} files: lower "
                 "max_client_conn, or raise the hard limit of this host (or container)"
@@ -543,7 +580,9 @@ class Transaction:
         addresses = re.findall(r"\b\d+\.\d+\.\d+\.\d+\b", settings.get("listen_addr", ""))
         if not path or off or not addresses:
             return None
-        pem = re.search(r"-----BEGIN CERT.*?-----END CERT[^\n]*", Path(path).read_text(), re.S)
+        pem = re.search(r"-----BEGIN CERT.*?-----END CERT[^\r\n]*", Path(path).read_text(), re.S)
+        if not pem:
+            return f"{path} holds no certificate"
         expected = ssl.PEM_cert_to_DER_cert(pem.group())
         host = addresses[0].replace("0.0.0.0", "127.0.0.1")  # noqa: S104 (compared, not bound)
         for _ in range(4 * len(wanted)):
@@ -570,15 +609,18 @@ class Transaction:
         """Carry the change out; return the module's result or raise Refused with the reason."""
         start = time.monotonic()
         names = changed_names(self.sections(self.before, 1), self.sections(self.after, 1))
-        if self.touched():
-            self.try_candidate()
-        if not self.touched() and not self.forecast():
+        forecast = self.forecast()
+        if not self.touched() and not forecast:
             return self.result(False, names, start)
+        self.try_candidate()
         if self.module.check_mode:
-            self.done = self.forecast() or [{"process": 1, "action": "reload", "seconds": 0.0}]
+            self.done = forecast or [{"process": 1, "action": "reload", "seconds": 0.0}]
             return self.result(True, names, start)
-        self.pending.touch(mode=0o600)
-        self.pending.write_text(json.dumps(self.before))
+        partial = Path(f"{self.pending}.new")
+        partial.touch(mode=0o600)
+        kept = {"files": self.before, "owners": self.owners, "distribution": self.distribution}
+        partial.write_text(json.dumps(kept))
+        partial.replace(self.pending)
         try:
             self.write(self.after)
             self.apply(self.after, self.before)
@@ -593,6 +635,7 @@ class Transaction:
             self.before != self.after
             or self.pending.exists()
             or self.replaces_distribution
+            or bool(self.disabled(self.numbers(self.after)))
             or not self.right_modes()
         )
 
@@ -619,14 +662,13 @@ class Transaction:
 
     def restore(self, error: Exception) -> None:
         """Put the old files back, prove that they serve again, and fail with the reason."""
-        first = self.before[self.config_path] is None or not self.numbers(self.before)
         try:
-            if first or self.replaces_distribution:
+            if not self.numbers(self.before):
                 self.restore_distribution()
                 raise Refused("There was no poolkit configuration before") from None
             self.write(self.before)
             self.apply(self.before, self.after)
-        except Refused as second:
+        except Exception as second:  # the first reason must not get lost
             self.module.fail_json(msg=f"{error}. {second}", restored=False)
         self.pending.unlink()
         self.module.fail_json(
@@ -638,10 +680,11 @@ class Transaction:
         for number in self.running():
             self.process(number).control("stop")
         self.write(self.before, self.owners)
-        if self.replaces_distribution:
-            MASK.unlink(missing_ok=True)
+        MASK.unlink(missing_ok=True)
+        if self.distribution["unit"] is not None:
+            self.write({str(MASK): self.distribution["unit"]})
         systemctl("daemon-reload")
-        if self.replaces_distribution:
+        if self.distribution["active"]:
             systemctl("start", "pgbouncer.service")
         self.pending.unlink()
 
@@ -669,7 +712,11 @@ class Transaction:
 
 def create_user(name: str) -> None:
     """Create the system user of the processes: no home, no shell, a group of its own."""
-    command = ["useradd", "--system", "--user-group", "--no-create-home"]
+    command = ["useradd", "--system", "--no-create-home"]
+    with contextlib.suppress(KeyError):
+        command += ["--gid", str(grp.getgrnam(name).gr_gid)]
+    if "--gid" not in command:
+        command.append("--user-group")
     command += ["--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", name]
     subprocess.run(command, check=True, env={"PATH": PATH})
 
@@ -726,8 +773,11 @@ def main() -> None:
     try:
         seconds = module.params["drain_seconds"] + module.params["timeout_seconds"] * 3
         with exclusive("/run/poolkit-pgbouncer.lock", seconds):
+            for left_over in Path("/run").glob("poolkit-pgbouncer.*/"):  # of a run that was killed
+                shutil.rmtree(left_over, ignore_errors=True)
             module.exit_json(**Transaction(module).run())
-    except Refused as error:
+    except (Refused, OSError, ValueError, subprocess.SubprocessError) as error:
+        # What happens after the swap is caught by restore().
         module.fail_json(msg=f"{error}. Nothing was changed.")
 
 
