@@ -16,7 +16,9 @@ def test_processes_share_the_port(trixie: Pooler) -> None:
         f"ss -Hltn --cgroup 'src = {trixie.address}:6432'"
     ).splitlines()
     assert len(lines) == 4
-    assert all(any(f"pgbouncer@{n}.service" in line for line in lines) for n in PROCESSES)
+    for number in PROCESSES:
+        assert any(f"pgbouncer@{number}.service" in line for line in lines)
+        assert trixie.host.service(f"pgbouncer@{number}").is_enabled  # it comes back at boot
 
 
 def test_limits_of_the_host_are_divided(trixie: Pooler) -> None:
