@@ -27,6 +27,7 @@ def test_query_goes_through_the_pooler(pooler: Pooler) -> None:
 )
 def test_others_are_refused(pooler: Pooler, parameters: dict) -> None:
     words = "login rejected|no such user|no such database|SASL authentication failed"
+    words += "|no authentication method is found|not allowed"
     with pytest.raises(psycopg.OperationalError, match=words):
         pooler.connect(**parameters)
 
