@@ -1,6 +1,7 @@
 """The connection budget, against sums worked out by hand, and what holds for every inventory."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,39 +53,49 @@ TWO = {"web1": "shop", "web2": "shop"}
 
 
 def test_three_applications_with_defaults() -> None:
+    """Each pools 10 + 2, and its stand-in as much; that is more than the fallback's 8."""
     plan = budget({"web1": "django", "web2": "fastapi", "web3": "flask"})
     assert plan["rows"][0] == {
         "application": "django",
         "poolers": "1 x 1",
         "pool": "10 + 2",
         "pooled": 12,
-        "rolling": 0,
+        "rolling": 12,
         "fallback": 8,
-        "limit": 20,
+        "limit": 24,
         "migrations": 5,
         "auth_query": 0,
     }
     assert plan["totals"] == {
-        "limits": 60,
+        "limits": 72,
         "migrations": 15,
         "auth_query": 0,
         "others": 5,
-        "total": 80,
+        "total": 92,
     }
     assert (plan["available"], plan["fits"], plan["message"]) == (97, True, "")
 
 
 def test_tier_counts_its_own_hosts() -> None:
-    """Three hosts of one application over a tier of two: 2 x 12 pooled, 3 x 8 in the fallback."""
-    plan = budget({"web1": "shop", "web2": "shop", "web3": "shop"}, ["pool1", "pool2"])
-    (row,) = plan["rows"]
-    assert (row["poolers"], row["pooled"], row["fallback"], row["limit"]) == ("2 x 1", 24, 24, 48)
+    """Three hosts of one application over a tier of two: 2 x 12 pooled, 3 x 9 in the fallback."""
+    hosts = {"web1": "shop", "web2": "shop", "web3": "shop"}
+    (row,) = budget(hosts, ["pool1", "pool2"], app_fallback_connections=9)["rows"]
+    assert (row["poolers"], row["pooled"], row["fallback"], row["limit"]) == ("2 x 1", 24, 27, 51)
 
 
-def test_processes_share_the_hosts_numbers_and_a_restart_adds_one() -> None:
-    """10 + 2 over 3 processes is 3 + 0 each: 9, and 3 more while one is replaced."""
+def test_processes_share_the_hosts_numbers_and_are_replaced_in_turn() -> None:
+    """10 + 2 over 3 processes is 3 + 0 each: 9, and the fallback's 8."""
     (row,) = budget(ONE, pgbouncer_processes=3)["rows"]
-    assert (row["pooled"], row["rolling"], row["limit"]) == (9, 3, 20)
+    assert (row["pooled"], row["rolling"], row["limit"]) == (9, 0, 17)
+
+
+@pytest.mark.parametrize(("fallback", "limit"), [(0, 24), (11, 24), (12, 24), (13, 25)])
+def test_limit_has_room_for_the_larger_of_a_restart_and_the_fallback(
+    fallback: int, limit: int
+) -> None:
+    """A lone process pools 12, and its stand-in 12."""
+    (row,) = budget(ONE, app_fallback_connections=fallback)["rows"]
+    assert (row["rolling"], row["fallback"], row["limit"]) == (12, fallback, limit)
 
 
 @pytest.mark.parametrize(
@@ -165,40 +176,43 @@ def test_defaults_agree_with_the_role() -> None:
 
 
 def test_auth_query_adds_other_users_and_its_logins() -> None:
-    """5 and 2 for one process; 6 and 4 for two, and 3 + 2 more while one is replaced."""
+    """5 and 2 for one process, and for its stand-in; 6 and 4 for two, replaced in turn."""
     one = budget(TWO, pgbouncer_auth_query_enabled=True)
-    assert one["totals"]["auth_query"] == 2 * 7
-    assert one["totals"]["total"] == 40 + 5 + 14 + 5
+    assert one["totals"]["auth_query"] == 2 * 2 * 7
+    assert one["totals"]["total"] == 2 * 24 + 5 + 28 + 5
     two = budget(
         ONE,
         pgbouncer_auth_query_enabled="true",
         pgbouncer_auth_query_connections=6,
         pgbouncer_processes=2,
     )
-    assert two["totals"]["auth_query"] == 15
+    assert two["totals"]["auth_query"] == 10
 
 
 def test_auth_query_fills_the_databases_limit() -> None:
     """The role bounds a database at 10 + 2 + 5 + 6 = 23, 7 for each process, 3 of them pooled."""
     facts = {"pgbouncer_auth_query_enabled": True, "pgbouncer_processes": 3}
     (row,) = budget(ONE, **facts)["rows"]
-    assert (row["pooled"], row["rolling"], row["auth_query"]) == (9, 3, 4 * 4)
+    assert (row["pooled"], row["rolling"], row["auth_query"]) == (9, 0, 3 * 4)
     # The general limit gives way to it, the database's own does not.
     (row,) = budget(ONE, pgbouncer_settings={"max_db_connections": 6}, **facts)["rows"]
-    assert (row["pooled"], row["auth_query"]) == (9, 4 * 4)
+    assert (row["pooled"], row["auth_query"]) == (9, 3 * 4)
     (row,) = budget(ONE, pgbouncer_databases={"shop": {"max_db_connections": 12}}, **facts)["rows"]
-    assert (row["pooled"], row["auth_query"]) == (9, 4 * 1)
+    assert (row["pooled"], row["auth_query"]) == (9, 3 * 1)
 
 
 def test_given_limit_is_the_share_of_the_application() -> None:
-    (row,) = budget(TWO, app_database_connection_limit=30)["rows"]
-    assert (row["pooled"], row["fallback"], row["limit"]) == (24, 16, 30)
+    """It may leave the fallback out, not a restart: 24 + 24; several processes need 24 only."""
+    (row,) = budget(TWO, app_database_connection_limit=48, app_fallback_connections=50)["rows"]
+    assert (row["pooled"], row["rolling"], row["fallback"], row["limit"]) == (24, 24, 100, 48)
+    (row,) = budget(TWO, app_database_connection_limit=24, pgbouncer_processes=2)["rows"]
+    assert (row["pooled"], row["rolling"], row["fallback"], row["limit"]) == (24, 0, 16, 24)
 
 
 def test_limits_reach_the_applications() -> None:
     apps, hostvars, groups = fleet({**TWO, "web3": "blog"}, app_fallback_connections=1)
     limited = connection_budget.connection_limits(apps, hostvars, groups, {})
-    assert [app["connection_limit"] for app in limited] == [26, 13]
+    assert [app["connection_limit"] for app in limited] == [2 * 24, 24]
     assert limited[0]["owner"] == "shop_owner"
 
 
@@ -206,13 +220,14 @@ def test_limits_reach_the_applications() -> None:
     ("facts", "words"),
     [
         (
-            {"app_database_connection_limit": 23},
-            r"shop: app_database_connection_limit is 23, .* 24 connections on web1, web2 .*"
-            r"at least 40 .*pgbouncer_settings.default_pool_size",
+            {"app_database_connection_limit": 47},
+            r"shop: app_database_connection_limit is 47, .* 48 connections on web1, web2 .*"
+            r"at least 48 \(24 pooled, .* 24 for a restart and 16 for the fallback\), .*"
+            r"pgbouncer_settings.default_pool_size",
         ),
         (
-            {"app_database_connection_limit": 29, "pgbouncer_processes": 2},
-            "app_database_connection_limit is 29, .* 36 connections",
+            {"app_database_connection_limit": 23, "pgbouncer_processes": 2},
+            r"app_database_connection_limit is 23, .* 24 connections .* at least 40 \(24 pooled",
         ),
         (
             {"pgbouncer_settings": {"default_pool_size": 0}},
@@ -294,24 +309,30 @@ def test_available_connections_name_their_source(
 
 
 def test_too_many_are_refused_with_the_largest_variable_first() -> None:
-    """Four hosts with 30 + 2: 128 pooled, 32 in the fallback, 5 for migrations, 5 for others."""
+    """Four hosts with 30 + 2: 128 pooled, 128 in a restart, 5 for migrations, 5 for others."""
     hosts = {f"web{number}": "shop" for number in range(4)}
     plan = budget(hosts, pgbouncer_settings={"default_pool_size": 30})
-    assert plan["totals"]["total"] == 170
+    assert plan["totals"]["total"] == 266
     assert plan["fits"] is False
     for words in (
-        "170 connections may be open at once, 73 more than the 97 that PostgreSQL takes (Postgre",
-        "Lower, the largest first: pgbouncer_settings.default_pool_size (120), "
-        "app_fallback_connections of shop (32), pgbouncer_settings.reserve_pool_size (8), ",
+        "266 connections may be open at once, 169 more than the 97 that PostgreSQL takes (Postgr",
+        "Lower, the largest first: pgbouncer_settings.default_pool_size (240), "
+        "pgbouncer_settings.reserve_pool_size (16), database_reserved_for_others (5), "
+        "app_database_owner_connection_limit of shop (5). Or raise",
     ):
         assert words in plan["message"]
 
 
-def test_given_limit_and_processes_are_named_where_they_are_the_largest() -> None:
+def test_given_limit_and_fallback_are_named_where_they_are_the_largest() -> None:
     given = budget(ONE, app_database_connection_limit=200)
     assert "largest first: app_database_connection_limit of shop (200), " in given["message"]
-    rolling = budget(ONE, pgbouncer_processes=2, app_fallback_connections=90)
-    assert "pgbouncer_processes (6)" in rolling["message"]
+    fallback = budget(ONE, app_fallback_connections=90)
+    for words in (
+        "largest first: app_fallback_connections of shop (90), ",
+        "pgbouncer_settings.default_pool_size (10), ",
+        "pgbouncer_settings.reserve_pool_size (2)",
+    ):
+        assert words in fallback["message"]
 
 
 def test_exactly_full_fits() -> None:
@@ -324,38 +345,49 @@ AUTO = {"pgbouncer_settings": {"default_pool_size": "auto"}}
 
 
 def test_auto_shares_what_is_left_of_ninety_percent() -> None:
-    """90 % of 97 is 87; 16 fallback, 4 reserve, 5 migrations and 5 others leave 57: 28 each."""
+    """90 % of 97 is 87; 5 migrations and 5 others leave 77 for 2 pools and 2 stand-ins: 19 each."""
     plan = budget(TWO, **AUTO)
-    size = {"shop": {"pool_size": 28}}
+    size = {"shop": {"pool_size": 17}}
     assert plan["pool_sizes"] == {"web1": size, "web2": size}
     assert plan["totals"]["total"] == 86
-    assert plan["rows"][0]["pool"] == "28 + 2 (auto)"
+    assert plan["rows"][0]["pool"] == "17 + 2 (auto)"
 
 
-def test_auto_leaves_room_for_a_rolling_restart() -> None:
-    """Of the 69 that are left, a pool of 46 in two processes takes 46 + 23."""
+@pytest.mark.parametrize(
+    ("processes", "connections", "total"),
+    [
+        # 87 less 5 and 5 leaves 77: 38 for the process and 38 for its stand-in.
+        (1, 38, 10 + 2 * 38),
+        # Less the fallback's 8 it leaves 69: 34 for each process.
+        (2, 34, 10 + 8 + 2 * 34),
+    ],
+)
+def test_auto_leaves_room_for_a_restart(processes: int, connections: int, total: int) -> None:
     plan = budget(
-        ONE, pgbouncer_processes=2, pgbouncer_users={"shop": {"reserve_pool_size": 0}}, **AUTO
+        ONE,
+        pgbouncer_processes=processes,
+        pgbouncer_users={"shop": {"reserve_pool_size": 0}},
+        **AUTO,
     )
     (size,) = plan["pool_sizes"]["web1"].values()
-    assert size["pool_size"] // 2 == 23
-    assert plan["totals"]["total"] == 87
+    assert size["pool_size"] // processes == connections
+    assert plan["totals"]["total"] == total
 
 
 def test_auto_stands_beside_fixed_pools() -> None:
-    """blog's pool of 20 + 2 is fixed; shop has 87 - 5 - 2 x (8 + 5) - 22 - 2 = 32."""
+    """blog's 20 + 2 is fixed, twice; shop has 87 - 5 - 2 x 5 - 44 = 28, for 12 + 2 twice."""
     plan = budget(
         {"web1": "shop", "web2": "blog"},
         pgbouncer_databases={"blog": {"pool_size": 20}},
         **AUTO,
     )
-    assert plan["pool_sizes"] == {"web1": {"shop": {"pool_size": 32}}}
+    assert plan["pool_sizes"] == {"web1": {"shop": {"pool_size": 12}}}
 
 
 def test_auto_stays_within_a_given_limit() -> None:
-    """Two hosts and a limit of 31: 13 + 2 each."""
+    """Two hosts and a limit of 31: 5 + 2 each, and as much for the stand-ins."""
     plan = budget(TWO, app_database_connection_limit=31, **AUTO)
-    assert plan["pool_sizes"]["web1"] == {"shop": {"pool_size": 13}}
+    assert plan["pool_sizes"]["web1"] == {"shop": {"pool_size": 5}}
     assert plan["totals"]["limits"] == 31
 
 
@@ -376,8 +408,8 @@ def test_auto_takes_the_inventorys_number_where_the_server_is_silent() -> None:
         ),
         (
             SERVER,
-            {"app_database_connection_limit": 3, "pgbouncer_processes": 3},
-            "app_database_connection_limit is 3, .* 4 connections",
+            {"app_database_connection_limit": 2, "pgbouncer_processes": 3},
+            "app_database_connection_limit is 2, .* 3 connections",
         ),
     ],
 )
@@ -407,7 +439,7 @@ def test_table_is_plain_text_of_at_most_100_columns() -> None:
     assert lines[0].startswith("application")
     assert "\x1b" not in table
     (row,) = (line.split() for line in lines if line.startswith("application-01"))
-    assert row == ["application-01", "1", "x", "1", "10", "+", "2", "12", "0", "1000", "1012", "5"]
+    assert row == ["application-01", "1", "x", "1", "10", "+", "2", "12", "12", "1000", "1012", "5"]
     for words in ("3056  total", "97  available (assumed", "-2959  left: the budget does not fit"):
         assert any(line.strip().startswith(words) for line in lines), words
 
@@ -447,14 +479,16 @@ def test_the_verdict_is_the_sum(arguments: tuple, highest: int) -> None:
     server = answer(max_connections=highest, superuser_reserved_connections=3)
     plan = budget(hosts, poolers, server=server, **facts)
     shown = sum(
-        row[part]
+        row["pooled"] + max(row["rolling"], row["fallback"]) + row["migrations"]
         for row in plan["rows"]
-        for part in ("pooled", "rolling", "fallback", "migrations")
     )
     shown += plan["totals"]["auth_query"] + facts["database_reserved_for_others"]
     assert plan["totals"]["total"] == shown
     assert plan["fits"] is (shown <= highest - 3)
     assert plan["fits"] is not bool(plan["message"])
+    if plan["message"]:
+        advice = plan["message"].split("the largest first: ")[1].split(". Or raise")[0]
+        assert sum(map(int, re.findall(r" \((\d+)\)", advice))) == shown
 
 
 @settings(deadline=None)
@@ -528,5 +562,5 @@ def test_plan_fails_over_budget_after_the_table(tmp_path: Path) -> None:
     run = plan_playbook(tmp_path, "-e", "database_reserved_for_others=90")
     assert run.returncode != 0
     words = " ".join(run.stdout.split())
-    assert "115 total" in words
+    assert "119 total" in words  # 12 pooled, 12 in a restart, 5 for migrations, 90 for others
     assert "Lower, the largest first: database_reserved_for_others (90)" in words

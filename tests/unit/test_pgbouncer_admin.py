@@ -229,9 +229,11 @@ def test_failed_pause_is_undone_on_every_process(
     assert failed
     assert outcomes(results) == ["undone", "failed", "not tried"]
     assert first.sent == ['PAUSE "shop"', 'RESUME "shop"']
-    unfinished = isinstance(trouble, admin.TimedOut)
-    assert second.sent == ['PAUSE "shop"'] + ['RESUME "shop"'] * unfinished
-    assert ("process 11" in results[1]["error"]) is unfinished
+    # A PAUSE that was sent may have come through, whatever its answer.
+    assert second.sent == ['PAUSE "shop"', 'RESUME "shop"']
+    assert results[1]["error"].startswith(str(trouble))
+    assert results[1]["error"].endswith(", it was resumed")
+    assert ("process 11" in results[1]["error"]) is isinstance(trouble, admin.TimedOut)
     assert third.sent == []
     message = admin.summary("pause", results)
     assert message.startswith("pause: process 1: undone. process 2: failed, ")

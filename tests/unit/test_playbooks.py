@@ -18,7 +18,7 @@ all:
     app_database_owner_password: o
     database_host: db1
     database_port: 5432
-    database_max_connections: 100
+    database_max_connections: 150
     pgbouncer_databases: {shop: {pool_size: auto}}
   children:
     applications:
@@ -35,18 +35,23 @@ all:
 """
 
 
-def role_sees(tmp_path: Path, playbook: str, role: str, *variables: str) -> dict[str, list]:
-    """Return variables as a role sees them on each host: its defaults, and the play's vars."""
+def role_sees(
+    tmp_path: Path, playbook: str, role: str, *variables: str, inventory: str = INVENTORY
+) -> list[dict[str, list]]:
+    """Return variables as a role sees them on each host: its defaults, and the play's vars.
+
+    One dict for each batch of hosts, in the order of the play.
+    """
     (play,) = yaml.safe_load((ROOT / f"ansible/playbooks/{playbook}.yml").read_text())
     (tmp_path / f"roles/{role}/tasks").mkdir(parents=True)
     (tmp_path / f"roles/{role}/defaults").symlink_to(ROOT / f"roles/{role}/defaults")
     names = ", ".join(variables)
     task = {"ansible.builtin.debug": {"msg": f"{{{{ [{names}] }}}}"}}
     (tmp_path / f"roles/{role}/tasks/main.yml").write_text(yaml.safe_dump([task]))
-    keys = ("hosts", "vars", "roles")
-    short = {**{key: play[key] for key in keys}, "gather_facts": False}
+    keys = {"hosts", "serial", "vars", "roles"}
+    short = {**{key: play[key] for key in keys & play.keys()}, "gather_facts": False}
     (tmp_path / "play.yml").write_text(yaml.safe_dump([short]))
-    (tmp_path / "hosts.yml").write_text(INVENTORY)
+    (tmp_path / "hosts.yml").write_text(inventory)
     programs = Path(sys.executable).parent
     run = subprocess.run(
         ["ansible-playbook", "-i", tmp_path / "hosts.yml", tmp_path / "play.yml"],
@@ -61,31 +66,45 @@ def role_sees(tmp_path: Path, playbook: str, role: str, *variables: str) -> dict
         text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    (play,) = json.loads(run.stdout)["plays"]
-    return {host: result["msg"] for host, result in play["tasks"][0]["hosts"].items()}
+    return [
+        {host: result["msg"] for host, result in batch["tasks"][0]["hosts"].items()}
+        for batch in json.loads(run.stdout)["plays"]
+    ]
 
 
 def test_poolers_listen_where_their_clients_are(tmp_path: Path) -> None:
     names = ("pgbouncer_listen_addr", "pgbouncer_client_addresses", "pooler_pool_sizes")
     seen = role_sees(tmp_path, "pgbouncer", "pgbouncer", *names)
-    # 90 % of 97 is 87. Fixed: blog's 2 pools of 10 + 2, 3 x 8 fallback, 2 x 5 migrations, 5 others,
-    # shop's 3 reserves of 2. That leaves 18 for shop's 3 pools.
-    sizes = {"shop": {"pool_size": 6}}
+    # 90 % of 147 is 132. Fixed: blog's 2 pools of 10 + 2 and their 2 stand-ins, 48; 2 x 5
+    # migrations, 5 others. That leaves 69 for shop's 3 pools and 3 stand-ins: 9 + 2 each.
+    sizes = {"shop": {"pool_size": 9}}
     clients = ["192.0.2.1/32", "192.0.2.3/32"]
-    assert seen == {
-        "pool1": ["127.0.0.1,192.0.2.11", clients, sizes],
-        "pool2": ["192.0.2.99", ["192.0.2.0/24"], sizes],
-        "web2": ["127.0.0.1", ["127.0.0.1/32"], sizes],
-    }
+    # One after the other: pool1 and pool2 share their clients.
+    assert seen == [
+        {"pool1": ["127.0.0.1,192.0.2.11", clients, sizes]},
+        {"pool2": ["192.0.2.99", ["192.0.2.0/24"], sizes]},
+        {"web2": ["127.0.0.1", ["127.0.0.1/32"], sizes]},
+    ]
+
+
+def test_poolers_beside_applications_are_changed_at_once(tmp_path: Path) -> None:
+    inventory = yaml.safe_load(INVENTORY)
+    groups = inventory["all"]["children"]
+    groups["pgbouncer"]["hosts"] = dict.fromkeys(groups["applications"]["hosts"])
+    text = yaml.safe_dump(inventory)
+    (batch,) = role_sees(tmp_path, "pgbouncer", "pgbouncer", "inventory_hostname", inventory=text)
+    assert sorted(batch) == ["web1", "web2", "web3"]
 
 
 def test_applications_get_their_poolers(tmp_path: Path) -> None:
     pool1, pool2 = {"host": "192.0.2.11", "port": 6433}, {"host": "192.0.2.12", "port": 6432}
-    assert role_sees(tmp_path, "app", "app", "app_poolers") == {
-        "web1": [[pool1, pool2]],
-        "web2": [[{"host": "127.0.0.1", "port": 6432}]],
-        "web3": [[{"host": "balancer", "port": 1}]],
-    }
+    assert role_sees(tmp_path, "app", "app", "app_poolers") == [
+        {
+            "web1": [[pool1, pool2]],
+            "web2": [[{"host": "127.0.0.1", "port": 6432}]],
+            "web3": [[{"host": "balancer", "port": 1}]],
+        }
+    ]
 
 
 def test_the_plan_comes_before_anything_changes() -> None:

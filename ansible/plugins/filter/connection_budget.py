@@ -82,11 +82,14 @@ class Pool:
         return self.processes * self.of_process(auto_size, self.reserve)
 
     def rolling(self, auto_size: int) -> int:
-        """What a restart adds: a lone process has a stand-in; several are replaced in turn."""
+        """What a restart adds: a lone process has a stand-in, which may open its share once more.
+
+        Several are replaced in turn: one drains and ends before its successor starts.
+        """
         return self.of_process(auto_size, self.reserve) if self.processes == 1 else 0
 
     def other_users(self, auto_size: int) -> int:
-        """Server connections of auth_query and the users that it lets in, with a restart's."""
+        """Server connections of auth_query and the users that it lets in, and of the stand-in."""
         if self.auth_query is None:
             return 0
         size = auto_size if self.size is None else self.size
@@ -251,7 +254,12 @@ def _advice(
     totals: Mapping[str, int],
     auto_size: int,
 ) -> str:
-    """Return the variables that make the total, the largest contributor first."""
+    """Return the variables that make the total, the largest contributor first.
+
+    Of rolling and fallback only the larger one counts. rolling is the pool of a lone process once
+    more, so its size and reserve make it. Where both are equal, a smaller fallback alone would not
+    lower the total.
+    """
     parts: Counter[str] = Counter()
     for app, row in zip(apps, rows, strict=True):
         name = app["name"]
@@ -259,12 +267,15 @@ def _advice(
         if app["connection_limit"] is not None:
             parts[f"app_database_connection_limit of {name}"] += row["limit"]
             continue
-        parts[f"app_fallback_connections of {name}"] += row["fallback"]
-        parts["pgbouncer_processes"] += row["rolling"]
+        restarts = row["rolling"] >= row["fallback"]
+        if not restarts:
+            parts[f"app_fallback_connections of {name}"] += row["fallback"]
         for pool in pools[name]:
-            sized = pool.processes * pool.of_process(auto_size, 0)
+            processes = pool.processes + (restarts and pool.processes == 1)
+            sized = processes * pool.of_process(auto_size, 0)
             parts[pool.size_variable] += sized
-            parts[pool.reserve_variable] += pool.pooled(auto_size) - sized
+            whole = processes * pool.of_process(auto_size, pool.reserve)
+            parts[pool.reserve_variable] += whole - sized
     parts["pgbouncer_auth_query_connections"] += totals["auth_query"]
     parts["database_reserved_for_others"] += totals["others"]
     largest = sorted(((count, name) for name, count in parts.items() if count), reverse=True)
@@ -278,14 +289,15 @@ def connection_budget(
 
     server: as in `_available`. Returns:
     rows: one for each application: application, poolers ("hosts x processes"), pool ("size +
-      reserve"), pooled, rolling, fallback, limit, migrations, auth_query;
+      reserve"), pooled, rolling (the stand-ins of lone processes), fallback, limit (pooled and the
+      larger of rolling and fallback, or as given), migrations, auth_query;
     totals: {limits, migrations, auth_query, others, total};
     available, source: PostgreSQL's connections and where the number is from;
     fits, message: whether total <= available, and what to change where not;
     pool_sizes: {pooler host: {database: {pool_size}}} of the `auto` pools, to be combined into
       pgbouncer_databases. Each gets the same size: the largest with which the total stays within
       AUTO_PERCENT of the available connections and within every app_database_connection_limit.
-    Refused: a limit that the poolers of its application exceed; a pool of 0, which is unlimited;
+    Refused: a limit below pooled + rolling of its application; a pool of 0, which is unlimited;
     `auto` without a number of connections that stays the same, or without room.
     """
     facts = hostvars[groups["applications"][0]]
@@ -315,11 +327,13 @@ def connection_budget(
     for app, row in zip(apps, rows, strict=True):
         if not _room(row):
             need = row["pooled"] + row["rolling"]
+            enough = row["pooled"] + max(row["rolling"], row["fallback"])
             raise AnsibleFilterError(
                 f"{app['name']}: app_database_connection_limit is {row['limit']}, but its poolers "
                 f"may open {need} connections on {', '.join(app['poolers'])} and would get errors: "
-                f"give at least {need + row['fallback']} ({row['fallback']} of them for the "
-                f"fallback), leave it out, or lower {pools[app['name']][0].size_variable}"
+                f"give at least {enough} ({row['pooled']} pooled, and the larger of "
+                f"{row['rolling']} for a restart and {row['fallback']} for the fallback), leave it "
+                f"out, or lower {pools[app['name']][0].size_variable}"
             )
         row["poolers"] = _counted(f"x {pool.processes}" for pool in pools[app["name"]])
         row["pool"] = ", ".join(
@@ -398,7 +412,10 @@ def budget_table(budget: Mapping[str, Any]) -> str:
     sums.add_column(justify="right")
     sums.add_column()
     for count, label in (
-        (totals["limits"], "limits of the applications: pooled + rolling + fallback, or as given"),
+        (
+            totals["limits"],
+            "limits of the applications: pooled + the larger of rolling and fallback, or as given",
+        ),
         (totals["migrations"], "migrations"),
         (totals["auth_query"], "auth_query"),
         (totals["others"], "others (database_reserved_for_others)"),
