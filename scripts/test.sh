@@ -6,21 +6,37 @@ cd "$(dirname "$0")/.."
 . scripts/lib.sh
 start=$(date +%s)
 
-scripts/stage.sh 1/5 "Python environment" scripts/venv.sh
+scripts/stage.sh 1/6 "Python environment" scripts/venv.sh
 export PATH="$PWD/.venv/bin:$PATH"
-scripts/stage.sh 2/5 "make check" scripts/check.sh
-scripts/stage.sh 3/5 "Docker engine" scripts/engine.sh
-scripts/stage.sh 4/5 "Host images" sh -c 'scripts/host_image.sh trixie && scripts/host_image.sh bookworm'
+scripts/stage.sh 2/6 "make check" scripts/check.sh
+scripts/stage.sh 3/6 "Docker engine" scripts/engine.sh
+scripts/stage.sh 4/6 "Host images" sh -c 'scripts/host_image.sh trixie && scripts/host_image.sh bookworm'
 
 [ $# -gt 0 ] || set -- $(cd molecule && for file in */molecule.yml; do dirname "$file"; done | grep -v '^default$')
 mkdir -p .cache/molecule
 rm -f .cache/molecule/*
 remove_hosts() { molecule destroy --scenario-name default >/dev/null 2>&1 || true; }
 trap remove_hosts EXIT
-trap 'exit 130' INT TERM
+trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM
 remove_hosts  # of an interrupted run: the test begins from zero
-for scenario in "$@"; do
-    scripts/stage.sh 5/5 "Molecule scenario $scenario" scripts/scenario.sh "$scenario"
-done
+scripts/stage.sh 5/6 "Hosts" sh -c \
+    'molecule create --scenario-name default > .cache/molecule/create.log 2>&1 || { tail -n 40 .cache/molecule/create.log; exit 1; }'
+
+run() {
+    for scenario in "$@"; do
+        scripts/stage.sh 6/6 "Molecule scenario $scenario" scripts/scenario.sh "$scenario" || return 1
+    done
+}
+# `stack` has hosts of its own: it runs beside the others, which share theirs.
+others=$(printf '%s\n' "$@" | grep -vx stack) || true
+if [ -n "$others" ] && [ "$(printf '%s\n' "$@" | grep -cx stack)" = 1 ]; then
+    { code=0; run stack || code=1; echo $code > .cache/molecule/stack.code; } 2>&1 | sed -u 's/^/stack | /' &
+    run $others || failed=1
+    wait
+    [ "$(cat .cache/molecule/stack.code)" = 0 ] || failed=1
+else
+    run "$@" || failed=1
+fi
+[ -z "${failed:-}" ] || fail "a scenario failed: its last lines are above, its log is in .cache/molecule"
 python scripts/test_summary.py .cache/check.xml .cache/molecule/*.xml
 say "make test: done in $(($(date +%s) - start)) s"

@@ -44,7 +44,7 @@ def test_it_listens_on_loopback_and_its_own_address(pooler: Pooler) -> None:
 
 
 def test_budget_counts_every_pooler() -> None:
-    """2 poolers of 10 + 2, a stand-in for each, 8 past them from the one host; the limit is given."""
+    """2 poolers of 10 + 2, a stand-in for each, 8 past them from one host; the limit is given."""
     run = ansible("ansible-playbook", "ansible/playbooks/plan.yml")
     assert run.returncode == 0, run.stdout[-2000:]
     (row,) = [line.split() for line in run.stdout.splitlines() if line.strip().startswith("shop ")]
