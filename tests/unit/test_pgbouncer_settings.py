@@ -1,10 +1,13 @@
 """The typed catalogue: what is refused, with which words, on which version."""
 
+import re
 from pathlib import Path
 
 import pgbouncer_settings
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[2]
 CATALOGUE = yaml.safe_load((ROOT / "roles/pgbouncer/files/settings.yml").read_text())
@@ -227,6 +230,32 @@ def test_hba_line_quotes_names() -> None:
     assert line == 'host "shop" "any","a""b" 10.0.0.0/8 reject'
     local = {"type": "local", "database": "all", "user": "x", "method": "peer"}
     assert pgbouncer_settings.hba_line(local) == 'local all "x" peer'
+
+
+@given(
+    names=st.lists(
+        st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=("Cs",)), min_size=1),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_names_of_a_rule_come_back(names: list[str]) -> None:
+    """Read as PgBouncer's src/hba.c does: quoted, a quote doubled, separated by commas."""
+    line = pgbouncer_settings.hba_line(
+        {"type": "local", "database": "all", "user": names, "method": "reject"}
+    )
+    found = re.fullmatch(r'local all ((?:"(?:[^"]|"")*",?)+) reject', line)
+    quoted = re.findall(r'"((?:[^"]|"")*)"(?:,|$)', found.group(1))
+    assert [name.replace('""', '"') for name in quoted] == names
+
+
+@given(limit=st.integers(1, 10_000), processes=st.integers(1, 64))
+def test_shares_hold_the_hosts_numbers(limit: int, processes: int) -> None:
+    shares = pgbouncer_settings.per_process(
+        {"default_pool_size": limit, "max_client_conn": limit}, processes
+    )
+    assert shares["default_pool_size"] * processes <= limit
+    assert shares["max_client_conn"] * processes >= limit
 
 
 def test_limits_of_the_host_are_divided() -> None:
