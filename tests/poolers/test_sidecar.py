@@ -95,3 +95,14 @@ def test_crashed_process_comes_back(pooler: Pooler) -> None:
     )
     with pooler.connect() as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_login_by_operating_system_user(restored: Pooler) -> None:
+    """Over the unix socket, without a password; the name must be the role's."""
+    restored.host.check_output("id shop || useradd --system --no-create-home shop")
+    code, output = restored.configure(pgbouncer_socket_auth_method="peer")
+    assert code == 0, output[-2000:]
+    assert "holds the passwords of the applications in clear text" in output
+    query = "sudo -u {} psql -XAt -h /run/pgbouncer/1 -p 6432 -U shop -c 'SELECT current_user' shop"
+    assert restored.host.check_output(query.format("shop")) == "shop"
+    assert restored.host.run(query.format("nobody")).rc != 0
