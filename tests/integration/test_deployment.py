@@ -95,7 +95,7 @@ BAD_INPUT = {
     ),
     "limit below the pools": (
         "app_database_connection_limit=11",
-        "app_database_connection_limit is 11, but its poolers may open 12 connections",
+        "app_database_connection_limit is 11, but its poolers may open 24 connections",
     ),
     "owner is the user": (
         "app_database_owner=django app_database_user=django",
