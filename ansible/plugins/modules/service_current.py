@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
-import subprocess
-from datetime import UTC, datetime
-from pathlib import Path
-
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.service_state import (
+    log_end,
+    newer_than,
+    properties,
+    systemctl,
+    timestamp,
+)
 
 DOCUMENTATION = r"""
 ---
@@ -56,20 +59,6 @@ newer:
 """
 
 
-def timestamp(text: str) -> float:
-    """Return seconds since the epoch of `systemctl show --timestamp=us+utc`; 0 for "never"."""
-    if not text or text == "n/a":
-        return 0.0
-    _, rest = text.split(" ", 1)  # the name of the day
-    moment = datetime.strptime(rest.removesuffix(" UTC"), "%Y-%m-%d %H:%M:%S.%f")
-    return moment.replace(tzinfo=UTC).timestamp()
-
-
-def newer_than(files: list[str], moment: float) -> list[str]:
-    """Return the files that exist and were written after a moment."""
-    return [path for path in files if Path(path).exists() and Path(path).stat().st_mtime > moment]
-
-
 def decide(
     active: bool, restart: list[str], reload: list[str], started: float, changed: float
 ) -> tuple[str, list[str]]:
@@ -97,13 +86,8 @@ def main() -> None:
     )
     name = module.params["name"]
 
-    def systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["systemctl", *arguments], capture_output=True, text=True)
-
     names = "ActiveState,UnitFileState,FragmentPath,NeedDaemonReload"
-    times = "ActiveEnterTimestamp,StateChangeTimestamp"
-    shown = systemctl("show", name, "--timestamp=us+utc", f"--property={names},{times}")
-    state = dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
+    state = properties(name, f"{names},ActiveEnterTimestamp,StateChangeTimestamp")
     restart_files = module.params["restart_files"] + [state.get("FragmentPath") or ""]
     action, newer = decide(
         state.get("ActiveState") in ("active", "reloading"),
@@ -121,14 +105,9 @@ def main() -> None:
         for step in steps:
             done = systemctl(*step)
             if done.returncode:
-                log = subprocess.run(
-                    ["journalctl", "-u", name, "-n", "20", "-o", "cat", "--no-pager"],
-                    capture_output=True,
-                    text=True,
-                )
                 module.fail_json(
                     msg=f"systemctl {' '.join(step)} failed: {done.stderr.strip()}. "
-                    f"The log of {name} ends with: {log.stdout.strip()}"
+                    f"The log of {name} ends with: {log_end(name)}"
                 )
     module.exit_json(changed=changed, action=action, newer=newer)
 

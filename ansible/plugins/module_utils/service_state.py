@@ -1,0 +1,39 @@
+"""What systemd says of a service, and which files it has not read yet."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from datetime import UTC, datetime
+
+
+def systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run systemctl and return what it printed; never raises for its exit code."""
+    return subprocess.run(["systemctl", *arguments], capture_output=True, text=True)
+
+
+def properties(unit: str, names: str) -> dict[str, str]:
+    """Return properties of a unit by name; names: comma separated, as of `systemctl show`."""
+    shown = systemctl("show", unit, "--timestamp=us+utc", f"--property={names}")
+    return dict(line.split("=", 1) for line in shown.stdout.splitlines() if "=" in line)
+
+
+def timestamp(text: str) -> float:
+    """Return seconds since the epoch of `systemctl show --timestamp=us+utc`; 0 for "never"."""
+    if not text or text == "n/a":
+        return 0.0
+    _, rest = text.split(" ", 1)  # the name of the day
+    moment = datetime.strptime(rest.removesuffix(" UTC"), "%Y-%m-%d %H:%M:%S.%f")
+    return moment.replace(tzinfo=UTC).timestamp()
+
+
+def newer_than(files: list[str], moment: float) -> list[str]:
+    """Return the files that exist and were written after a moment; of a link, the link itself."""
+    return [path for path in files if os.path.lexists(path) and os.lstat(path).st_mtime > moment]
+
+
+def log_end(unit: str, lines: int = 20, since: float = 0.0) -> str:
+    """Return the last lines of a unit's log, written after a moment (seconds since the epoch)."""
+    command = ["journalctl", "-u", unit, "-n", str(lines), "-o", "cat", "--no-pager"]
+    command += [f"--since=@{since:.3f}"] if since else []
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,556 @@
+#!/usr/bin/python
+"""Make an application serve a release, as one transaction."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import fcntl
+import http.client
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.service_state import (
+    log_end,
+    newer_than,
+    properties,
+    systemctl,
+    timestamp,
+)
+
+DOCUMENTATION = r"""
+---
+module: app_release
+short_description: Make an application serve a release, as one transaction
+description:
+  - Tries the release with the new files on a private unix socket, with one worker, while the old one
+    goes on serving; only then swaps the files and the link `current`, restarts the service and asks
+    it again. When that fails, the old files and the old release are put back and asked as well.
+  - The listening socket is systemd's, so no connection is refused. While the service restarts, the
+    unit NAME-next.service stands in for it with one worker on the same socket.
+  - Nothing is done where the service runs this release with these files; the times on the host
+    decide, so a run that was interrupted is caught up. A swap that was interrupted is undone first.
+  - Two runs at once on a host wait for each other.
+options:
+  name:
+    description: The application. Its units are NAME.service, NAME.socket and NAME-next.service.
+    type: str
+    required: true
+  root:
+    description: Directory with releases/ and venvs/; gets the links current and next, and history.
+    type: path
+    required: true
+  config_directory:
+    description: Directory of the files that are tried out under next/ in it.
+    type: path
+    required: true
+  release:
+    description: Name of a directory in releases/, or `previous` for the one that served before.
+    type: str
+    required: true
+  files:
+    description:
+      - Files without secrets, as a list of {path, content}, the units among them. Left out, the ones
+        on the host stay, as for a rollback.
+    type: list
+    elements: dict
+    default: []
+  secret_files:
+    description: Files that root alone may read; their content appears in no output.
+    type: list
+    elements: dict
+    default: []
+  address:
+    description: Host and port that NAME.socket listens on, as the health check reaches it.
+    type: dict
+    required: true
+  health_path:
+    description: Path that answers 200 when the application can serve.
+    type: str
+    default: /readyz
+  health_headers:
+    description: Headers of the health check.
+    type: dict
+    default: {}
+  health_timeout_seconds:
+    description: How long a release may take to become ready, each time it is asked.
+    type: int
+    default: 30
+  releases_kept:
+    description: Releases that stay on the host for a rollback, the one that serves included.
+    type: int
+    default: 5
+  lock_timeout_seconds:
+    description: How long to wait for another run on this host.
+    type: int
+    default: 300
+"""
+
+EXAMPLES = r"""
+- name: Go back
+  app_release:
+    name: shop
+    root: /srv/shop
+    config_directory: /etc/poolkit/shop
+    release: previous
+    address: {host: 127.0.0.1, port: 8000}
+"""
+
+RETURN = r"""
+release:
+  description: The release that serves, or would in check mode.
+  type: str
+  returned: success
+previous:
+  description: The release that served before.
+  type: str
+  returned: success
+reasons:
+  description: Why something had to be done, such as the files that differ.
+  type: list
+  elements: str
+  returned: success
+body:
+  description: The answer of the health check.
+  type: str
+  returned: when something was done
+seconds:
+  description: Time that the trial, the restart and both together took.
+  type: dict
+  returned: when something was done
+"""
+
+RETRY_SECONDS = 0.1
+ANSWER_SECONDS = 6.0
+"""How long one health check may take; the examples' /readyz answers within 5 s."""
+
+
+class Refused(Exception):
+    """The release cannot serve; the message says why."""
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+
+def ask(
+    connection: http.client.HTTPConnection, path: str, headers: dict[str, str]
+) -> tuple[int, str]:
+    """Return (status, body) of a GET; raises OSError or HTTPException."""
+    with contextlib.closing(connection):
+        connection.request("GET", path, headers={**headers, "Connection": "close"})
+        answer = connection.getresponse()
+        return answer.status, answer.read(4000).decode(errors="replace")
+
+
+def read(path: Path) -> str | None:
+    """Return a file's text, or None where there is none."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def write(path: Path, content: str, mode: int) -> None:
+    """Replace a file at once: a reader sees the old text or the new one, and never another mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        partial.unlink()
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as stream:
+        os.fchmod(stream.fileno(), mode)
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def point(link: Path, target: str | None) -> None:
+    """Make a symbolic link point to a target at once; None removes it."""
+    if target is None:
+        link.unlink(missing_ok=True)
+        return
+    partial = link.with_name(f".{link.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target)
+    partial.replace(link)
+
+
+def previous_release(history: list[str], current: str | None, present: set[str]) -> str | None:
+    """Return the newest release that served before the current one and is still on the host."""
+    return next((name for name in reversed(history) if name != current and name in present), None)
+
+
+def kept_releases(history: list[str], number: int) -> list[str]:
+    """Return the releases that stay: the last ones that served, each once, the newest last."""
+    newest_first = list(dict.fromkeys(reversed(history)))
+    return newest_first[: max(number, 1)][::-1]
+
+
+class Application:
+    """An application on this host: its units, links and files."""
+
+    def __init__(self, parameters: dict[str, Any]) -> None:
+        self.name: str = parameters["name"]
+        self.service = f"{self.name}.service"
+        self.socket = f"{self.name}.socket"
+        self.next = f"{self.name}-next.service"
+        self.root = Path(parameters["root"])
+        self.config = Path(parameters["config_directory"])
+        self.backup = self.config / ".undo.json"
+        self.history_file = self.root / "history"
+        self.stand_in = Path(f"/run/systemd/system/{self.next}.d/stand-in.conf")
+        self.modes = {
+            Path(file["path"]): mode
+            for kind, mode in (("files", 0o644), ("secret_files", 0o600))
+            for file in parameters[kind]
+        }
+        self.wanted = {
+            Path(file["path"]): file["content"]
+            for file in parameters["files"] + parameters["secret_files"]
+        }
+        self.address = parameters["address"]
+        self.path: str = parameters["health_path"]
+        self.headers = {
+            "Host": f"{self.address['host']}:{self.address['port']}",
+            **{name: str(value) for name, value in parameters["health_headers"].items()},
+        }
+        self.timeout: int = parameters["health_timeout_seconds"]
+        self.new_socket = False
+
+    # What is there.
+
+    def current(self) -> str | None:
+        link = self.root / "current"
+        return os.path.basename(os.readlink(link)) if link.is_symlink() else None
+
+    def history(self) -> list[str]:
+        return (read(self.history_file) or "").split()
+
+    def releases(self) -> set[str]:
+        directory = self.root / "releases"
+        return {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+
+    def active(self, unit: str) -> bool:
+        return properties(unit, "ActiveState").get("ActiveState") in ("active", "reloading")
+
+    def reasons(self, release: str) -> list[str]:
+        """Return why the service does not yet run this release with these files."""
+        found = [f"{path} differs" for path, text in self.wanted.items() if read(path) != text]
+        if self.current() != release:
+            found.append(f"{self.current() or 'no release'} serves")
+        state = properties(self.service, "ActiveState,UnitFileState,ActiveEnterTimestamp")
+        for unit in (self.service, self.socket):
+            if not self.active(unit):
+                found.append(f"{unit} is not active")
+            if properties(unit, "UnitFileState").get("UnitFileState") != "enabled":
+                found.append(f"{unit} is not enabled")
+        read_at_start = [str(path) for path in self.wanted if path.name != self.next]
+        read_at_start += [
+            str(self.root / "current"),
+            str(self.root / "releases" / release / ".venv"),
+        ]
+        started = timestamp(state.get("ActiveEnterTimestamp", ""))
+        found += [
+            f"{path} is newer than the process" for path in newer_than(read_at_start, started)
+        ]
+        if self.active(self.next):
+            found.append(f"{self.next} was left running")
+        return found
+
+    # What is done.
+
+    def systemctl(self, *arguments: str) -> None:
+        since = time.time() - 1
+        done = systemctl(*arguments)
+        if done.returncode:
+            unit = arguments[-1]
+            raise Refused(
+                f"systemctl {' '.join(arguments)} failed: {done.stderr.strip()}. "
+                f"The log of {unit} ends with: {log_end(unit, since=since)}"
+            )
+
+    def wait_until_ready(self, unit: str) -> str:
+        """Ask a unit until it is ready and return its answer; raises Refused with its log."""
+        since = time.time() - self.timeout
+        deadline = time.monotonic() + self.timeout
+        private = Path("/run") / unit.removesuffix(".service") / "http.sock"
+        said = "no answer"
+        while time.monotonic() < deadline:
+            try:
+                connection = (
+                    UnixConnection(private, ANSWER_SECONDS)
+                    if unit == self.next
+                    else http.client.HTTPConnection(**self.address, timeout=ANSWER_SECONDS)
+                )
+                status, body = ask(connection, self.path, self.headers)
+                if status == 200:
+                    return body
+                said = f"status {status}, {body.strip()[:500]}"
+            except (OSError, http.client.HTTPException) as error:
+                said = f"{type(error).__name__}: {error}"
+            if unit == self.next and not self.active(unit):
+                break
+            time.sleep(RETRY_SECONDS)
+        raise Refused(
+            f"{self.path} did not answer 200 within {self.timeout} s: {said}. "
+            f"The log of {unit} ends with: {log_end(unit, since=since)}"
+        )
+
+    def wait_for_worker(self, unit: str) -> None:
+        """Wait until a worker of the unit takes requests: gunicorn.conf.py leaves a file then."""
+        deadline = time.monotonic() + self.timeout
+        mark = Path("/run") / unit.removesuffix(".service") / "ready"
+        while not mark.exists():
+            if time.monotonic() > deadline or not self.active(unit):
+                raise Refused(f"{unit} does not start: {log_end(unit)}")
+            time.sleep(RETRY_SECONDS)
+
+    def try_out(self, release: str) -> str:
+        """Run the release with the new files on a private socket; return what it answers."""
+        stage = self.config / "next"
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(mode=0o755)
+        for name in ("app.env", "gunicorn.conf.py"):
+            path = self.config / name
+            text = self.wanted.get(path) or read(path) or ""
+            write(stage / name, text, self.modes.get(path, 0o600 if name == "app.env" else 0o644))
+        point(self.root / "next", f"releases/{release}")
+        unit = next((path for path in self.wanted if path.name == self.next), None)
+        if unit and read(unit) != self.wanted[unit]:
+            write(unit, self.wanted[unit], 0o644)
+        self.stand_in.unlink(missing_ok=True)
+        self.systemctl("daemon-reload")
+        self.systemctl("restart", self.next)
+        return self.wait_until_ready(self.next)
+
+    def stand_in_for_the_service(self) -> None:
+        """Let the release that was tried take requests with one worker while the service restarts."""
+        write(self.stand_in, f"[Service]\nSockets={self.socket}\n", 0o644)
+        self.systemctl("daemon-reload")
+        self.systemctl("restart", self.next)
+        self.wait_for_worker(self.next)
+
+    def forget_trial(self) -> None:
+        """End the trial or stand-in, and remove what it left."""
+        if self.active(self.next):
+            systemctl("stop", self.next)
+        systemctl("reset-failed", self.next)
+        self.stand_in.unlink(missing_ok=True)
+        (self.root / "next").unlink(missing_ok=True)
+        shutil.rmtree(self.config / "next", ignore_errors=True)
+
+    def remember(self) -> None:
+        """Write down the files and the release that serve, for undo(): also of a later run."""
+        files = {str(path): read(path) for path in self.wanted}
+        write(self.backup, json.dumps({"files": files, "release": self.current()}), 0o600)
+
+    def undo(self) -> str | None:
+        """Put the files and the release back that remember() wrote down; return that release."""
+        old = json.loads(self.backup.read_text())
+        for name, text in old["files"].items():
+            path = Path(name)
+            if text is None:
+                path.unlink(missing_ok=True)
+            elif read(path) != text:
+                write(path, text, self.modes.get(path, 0o600))
+        if self.current() != old["release"]:
+            release = old["release"]
+            point(self.root / "current", f"releases/{release}" if release else None)
+        self.backup.unlink()
+        return old["release"]
+
+    def swap(self, release: str) -> None:
+        """Write the files and the link; notes whether the listening socket has to be made anew."""
+        changed = [path for path, text in self.wanted.items() if read(path) != text]
+        for path in changed:
+            write(path, self.wanted[path], self.modes[path])
+        if self.current() != release:
+            point(self.root / "current", f"releases/{release}")
+        self.new_socket = any(path.name == self.socket for path in changed) or not self.active(
+            self.socket
+        )
+
+    def restart(self) -> None:
+        """Restart the service; a changed listening socket with it, which closes connections."""
+        self.systemctl("daemon-reload")
+        self.systemctl("enable", "--quiet", self.socket, self.service)
+        if self.new_socket:
+            self.systemctl("stop", self.socket, self.service)
+            self.systemctl("start", self.socket)
+        self.systemctl("restart", self.service)
+        self.wait_for_worker(self.service)
+
+    def clean(self, number: int, release: str) -> None:
+        """Note the release, and remove old ones and the virtual environments that none uses."""
+        history = [name for name in self.history() if name in self.releases() and name != release]
+        kept = kept_releases([*history, release], number)
+        write(self.history_file, "\n".join(kept) + "\n", 0o644)
+        for name in self.releases() - set(kept):
+            shutil.rmtree(self.root / "releases" / name, ignore_errors=True)
+        used = {
+            os.path.basename(os.readlink(link))
+            for link in (self.root / "releases").glob("*/.venv")
+            if link.is_symlink()
+        }
+        for venv in (self.root / "venvs").glob("[!.]*"):
+            if venv.is_dir() and venv.name not in used:
+                shutil.rmtree(venv, ignore_errors=True)
+
+    def deploy(self, release: str) -> dict[str, Any]:
+        """Try, switch, prove; on failure undo, prove and raise Refused. Return body and seconds."""
+        begin = time.monotonic()
+        serving = self.active(self.service) and self.active(self.socket)
+        try:
+            body = self.try_out(release)
+        except Refused as error:
+            self.forget_trial()
+            raise Refused(
+                f"the release {release} was tried out and refused, {self.current() or 'nothing'} "
+                f"goes on serving: {error}"
+            ) from None
+        tried = time.monotonic()
+        self.remember()
+        try:
+            self.swap(release)
+            if serving and not self.new_socket:
+                self.stand_in_for_the_service()
+            self.restart()
+            self.forget_trial()
+            body = self.wait_until_ready(self.service)
+        except Refused as error:
+            raise Refused(f"the release {release} failed: {error} {self.go_back()}") from None
+        self.backup.unlink()
+        end = time.monotonic()
+        seconds = {"trial": tried - begin, "switch": end - tried, "total": end - begin}
+        return {"body": body, "seconds": {key: round(value, 2) for key, value in seconds.items()}}
+
+    def go_back(self) -> str:
+        """Serve what served before; return what became of it, as a sentence."""
+        release = self.undo()
+        try:
+            if not release:
+                systemctl("disable", "--now", "--quiet", self.socket, self.service)
+                systemctl("daemon-reload")
+                return "No release served before: the service is stopped."
+            self.restart()
+            self.wait_until_ready(self.service)
+            return f"The release {release} serves again."
+        except Refused as error:
+            return f"GOING BACK TO {release} FAILED AS WELL: {error}"
+        finally:
+            self.forget_trial()
+
+
+@contextlib.contextmanager
+def lock(path: Path, seconds: int) -> Iterator[None]:
+    """Hold the lock of an application on this host; raises Refused when another keeps it."""
+    with open(path, "w") as stream:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise Refused(
+                        f"another deployment on this host did not end in {seconds} s ({path} is "
+                        "locked): wait for it, then run this again"
+                    ) from None
+                time.sleep(0.5)
+        yield
+
+
+def differences(application: Application, public: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return --diff's parts: the text of files without secrets, a note for the others."""
+    parts = []
+    for file in public:
+        before = read(Path(file["path"])) or ""
+        if before != file["content"]:
+            text = difflib.unified_diff(
+                before.splitlines(True),
+                file["content"].splitlines(True),
+                f"before: {file['path']}",
+                f"after: {file['path']}",
+            )
+            parts.append({"prepared": "".join(text)})
+    hidden = set(application.wanted) - {Path(file["path"]) for file in public}
+    for path in sorted(hidden):
+        if read(path) != application.wanted[path]:
+            parts.append({"prepared": f"{path} differs (its content is secret)\n"})
+    return parts
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "root": {"type": "path", "required": True},
+            "config_directory": {"type": "path", "required": True},
+            "release": {"type": "str", "required": True},
+            "files": {"type": "list", "elements": "dict", "default": []},
+            "secret_files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "content": {"type": "str", "required": True, "no_log": True},
+                },
+            },
+            "address": {"type": "dict", "required": True},
+            "health_path": {"type": "str", "default": "/readyz"},
+            "health_headers": {"type": "dict", "default": {}},
+            "health_timeout_seconds": {"type": "int", "default": 30},
+            "releases_kept": {"type": "int", "default": 5},
+            "lock_timeout_seconds": {"type": "int", "default": 300},
+        },
+        supports_check_mode=True,
+    )
+    application = Application(module.params)
+    release = module.params["release"]
+    if module.check_mode and not application.config.is_dir():
+        module.exit_json(changed=True, release=release, previous=None, reasons=["first deployment"])
+    try:
+        with lock(application.config / ".lock", module.params["lock_timeout_seconds"]):
+            if application.backup.exists() and not module.check_mode:
+                application.undo()
+            before = application.current()
+            if release == "previous":
+                release = previous_release(application.history(), before, application.releases())
+                if release is None:
+                    raise Refused(
+                        f"no release but {before or 'none'} has served on this host: there is "
+                        "nothing to go back to"
+                    )
+            elif release not in application.releases() and not module.check_mode:
+                raise Refused(f"there is no release {release} in {application.root}/releases")
+            reasons = application.reasons(release)
+            result = {"release": release, "previous": before, "reasons": reasons}
+            result["diff"] = differences(application, module.params["files"])
+            if reasons and not module.check_mode:
+                result |= application.deploy(release)
+                application.clean(module.params["releases_kept"], release)
+    except Refused as error:
+        module.fail_json(msg=f"{application.name}: {error}")
+    module.exit_json(changed=bool(reasons), **result)
+
+
+if __name__ == "__main__":
+    main()
