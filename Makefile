@@ -40,7 +40,6 @@ clean: down ## make down, and the caches: images, pip's volume, the virtual envi
 	rm -rf .venv .cache .ruff_cache .pytest_cache
 
 lock: venv ## update requirements.lock after a change in pyproject.toml
-	pip install --quiet uv
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras --no-header pyproject.toml -o requirements.lock
 	for app in django fastapi flask; do (cd examples/$$app && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.txt); done
 

@@ -2,11 +2,17 @@
 
 import io
 import os
+import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import source_archive
+from ansible.module_utils import source_requirements
+from ansible.module_utils.source_tree import SourceError, Tree
+
+UV_PROJECT = Path(__file__).parent / "files/uv"
 
 
 @pytest.fixture
@@ -23,8 +29,18 @@ def source(tmp_path: Path) -> Path:
     return root
 
 
-def packed(root: Path) -> bytes:
-    return source_archive.pack(root, source_archive.source_files(root, [".git", "*.pyc"]))
+def tree(root: Path) -> Tree:
+    return Tree(root, "the shop")
+
+
+def packed(root: Path, **added: str) -> bytes:
+    files = source_archive.source_files(tree(root), [".git", "*.pyc"])
+    return source_archive.pack(root, files, added)
+
+
+def contents(archive: str) -> dict[str, bytes]:
+    with tarfile.open(archive) as opened:
+        return {m.name: opened.extractfile(m).read() for m in opened if m.isfile()}
 
 
 def test_archive_holds_the_source_and_ends_with_the_marker(source: Path) -> None:
@@ -49,38 +65,208 @@ def test_equal_source_gives_equal_bytes(source: Path) -> None:
     assert packed(source) != before
 
 
+def test_added_file_takes_the_place_of_the_sources_own(source: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(packed(source, **{"requirements.txt": "x"}))) as archive:
+        assert archive.getnames().count("requirements.txt") == 1
+        assert archive.extractfile("requirements.txt").read() == b"x"
+
+
+def test_module_packs_a_directory(
+    source: Path, pack_source: Callable[..., dict], tmp_path: Path
+) -> None:
+    done = pack_source(
+        source=str(source),
+        exclude=[".git", "*.pyc"],
+        required_packages=["gunicorn"],
+        required_files=["manage.py"],
+    )
+    archive = tmp_path / f"cache/archives/{done['release']}.tar.gz"
+    assert done["archive"] == str(archive)
+    assert len(done["release"]) == 12
+    assert archive.read_bytes() == packed(source)
+    assert done["requirements"] == "requirements.txt"
+    assert done["python_path"] == ["."]
+    assert done["revision"] == ""
+    assert done["changed"] is False
+
+
+def test_required_files_are_demanded_only_when_listed(
+    source: Path, pack_source: Callable[..., dict]
+) -> None:
+    (source / "manage.py").unlink()
+    assert "release" in pack_source(source=str(source))
+    error = pack_source(source=str(source), required_files=["manage.py"])["msg"]
+    assert f"{source} has no manage.py" in error
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["pyproject.toml", "src/shop/x.py"], [".", "src"]),
+        (["src/shop/x.py"], ["."]),
+        (["pyproject.toml"], ["."]),
+    ],
+)
+def test_python_path(tmp_path: Path, files: list[str], expected: list[str]) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert source_archive.python_path(tree(tmp_path)) == expected
+
+
 def test_good_source_is_accepted(source: Path) -> None:
     packages = ["gunicorn", "uvicorn-worker"]
-    (source / "requirements.txt").write_text("gunicorn==27.0.1\nUvicorn_Worker[x] == 0.4\n")
-    assert source_archive.source_error(source, "requirements.txt", ["manage.py"], packages) is None
+    text = "gunicorn==27.0.1\nUvicorn_Worker[x] == 0.4\n"
+    assert source_archive.source_error(tree(source), text, ["manage.py"], packages) is None
 
 
 @pytest.mark.parametrize(
     ("requirements", "files", "words"),
     [
-        ("missing.txt", [], "has no missing.txt"),
-        ("requirements.txt", ["alembic.ini"], "has no alembic.ini"),
-        ("empty.txt", [], "does not list gunicorn"),
-        ("other.txt", [], "refers to other files ('-r base.txt')"),
+        ("gunicorn==1", ["alembic.ini"], "the shop has no alembic.ini"),
+        ("gunicorn-other==1", [], "do not list gunicorn"),
+        ("gunicorn==1\n-r base.txt", [], "refer to other files ('-r base.txt')"),
+        ("gunicorn==1\n./lib", [], "refer to other files ('./lib')"),
+        ("gunicorn==1\n../lib", [], "refer to other files ('../lib')"),
+        ("gunicorn==1\nx @ file:///x", [], "refer to other files ('x @ file:///x')"),
     ],
 )
 def test_unusable_source_is_refused(
     source: Path, requirements: str, files: list[str], words: str
 ) -> None:
-    (source / "empty.txt").write_text("gunicorn-other==1\n")
-    (source / "other.txt").write_text("gunicorn==1\n-r base.txt\n")
-    error = source_archive.source_error(source, requirements, files, ["gunicorn"])
+    error = source_archive.source_error(tree(source), requirements, files, ["gunicorn"])
     assert error
     assert words in error
-    assert "app_source" in error
+    assert error.startswith("app_source: ")
 
 
-def test_missing_directory_is_refused(tmp_path: Path) -> None:
-    error = source_archive.source_error(tmp_path / "nowhere", "requirements.txt", [], [])
+def test_missing_directory_is_refused(pack_source: Callable[..., dict], tmp_path: Path) -> None:
+    error = pack_source(source=f"{tmp_path}/nowhere")["msg"]
     assert error == f"app_source: there is no directory {tmp_path}/nowhere on the controller"
 
 
 def test_linked_directory_is_refused(source: Path) -> None:
     (source / "linked").symlink_to(source / "shop")
-    with pytest.raises(OSError, match="linked links to a directory"):
+    with pytest.raises(SourceError, match="the shop: linked links to a directory"):
         packed(source)
+
+
+def test_dangling_link_is_refused_with_its_name(
+    source: Path, pack_source: Callable[..., dict]
+) -> None:
+    (source / "settings.py").symlink_to("/nonexistent/settings.py")
+    error = pack_source(source=str(source))["msg"]
+    assert error.startswith("app_source: ")
+    assert f"{source}/settings.py" in error
+
+
+# Requirements.
+
+
+def test_comments_and_blank_lines_do_not_count() -> None:
+    plain = "a==1 \\\n--hash=sha256:0\nb @ https://x/b.zip#sha256=1\n"
+    text = "# made by x\n\na==1 \\\n    --hash=sha256:0  # why\n    # via b\nb @ https://x/b.zip#sha256=1"
+    assert source_requirements.normalised(text) == plain
+    assert source_requirements.normalised(plain) == plain
+    assert source_requirements.normalised(text.replace("==1", "==2")) != plain
+
+
+def test_a_changed_comment_keeps_the_environment(
+    source: Path, pack_source: Callable[..., dict]
+) -> None:
+    before = pack_source(source=str(source))
+    (source / "requirements.txt").write_text("# new\ngunicorn==27.0.1\n")
+    after = pack_source(source=str(source))
+    assert after["requirements_checksum"] == before["requirements_checksum"]
+    assert after["release"] != before["release"]
+    (source / "requirements.txt").write_text("gunicorn==27.0.2\n")
+    assert (
+        pack_source(source=str(source))["requirements_checksum"] != before["requirements_checksum"]
+    )
+
+
+def test_requirements_of_the_controller(
+    source: Path, pack_source: Callable[..., dict], tmp_path: Path
+) -> None:
+    (tmp_path / "own.txt").write_text("gunicorn==1\n")
+    done = pack_source(source=str(source), requirements=f"{tmp_path}/own.txt")
+    assert done["requirements"] == "requirements.txt"
+    assert contents(done["archive"])["requirements.txt"] == b"gunicorn==1\n"
+
+
+def test_excluded_requirements_are_in_the_archive(
+    source: Path, pack_source: Callable[..., dict]
+) -> None:
+    (source / "locked").mkdir()
+    (source / "requirements.txt").rename(source / "locked/all.txt")
+    done = pack_source(source=str(source), requirements="./locked/all.txt", exclude=["*.txt"])
+    assert done["requirements"] == "locked/all.txt"
+    assert contents(done["archive"])["locked/all.txt"] == b"gunicorn==27.0.1\n"
+
+
+@pytest.mark.parametrize(
+    ("requirements", "words"),
+    [
+        ("missing.txt", "app_source: the shop has no missing.txt"),
+        ("/nonexistent/x.txt", "app_requirements: there is no file /nonexistent/x.txt"),
+        ("../shop/requirements.txt", "app_requirements: ../shop/requirements.txt leads out of"),
+        ("utf16.txt", "the shop/utf16.txt is not UTF-8 text"),
+        ("uv.lock", "the shop/uv.lock needs its pyproject.toml"),
+        ("poetry.lock", "pip cannot read the shop/poetry.lock: run `poetry export"),
+    ],
+)
+def test_unusable_requirements_are_refused(source: Path, requirements: str, words: str) -> None:
+    (source / "utf16.txt").write_text("gunicorn==1\n", encoding="utf-16")
+    (source / "uv.lock").touch()
+    (source / "poetry.lock").touch()
+    with pytest.raises(SourceError) as refused:
+        source_requirements.locked_requirements(tree(source), requirements)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("lock", "command"),
+    [
+        ("uv.lock", "set app_requirements: uv.lock"),
+        ("poetry.lock", "`poetry export --output requirements.txt`"),
+        ("pdm.lock", "`pdm export --prod --output requirements.txt`"),
+        ("Pipfile.lock", "`pipenv requirements --hash > requirements.txt`"),
+    ],
+)
+def test_error_names_the_command_for_the_lock_file(tmp_path: Path, lock: str, command: str) -> None:
+    (tmp_path / lock).touch()
+    with pytest.raises(SourceError) as refused:
+        source_requirements.locked_requirements(tree(tmp_path), "requirements.txt")
+    assert f"it has {lock}: " in str(refused.value)
+    assert command in str(refused.value)
+
+
+def test_uv_lock_is_exported(pack_source: Callable[..., dict], tmp_path: Path) -> None:
+    project = tmp_path / "shop"
+    shutil.copytree(UV_PROJECT, project)
+    (project / "src/shop").mkdir(parents=True)
+    before = sorted(project.rglob("*"))
+    done = pack_source(source=str(project), requirements="uv.lock", required_packages=["gunicorn"])
+    assert done["requirements"] == "requirements.poolkit.txt"
+    text = contents(done["archive"])["requirements.poolkit.txt"].decode()
+    assert text.startswith("gunicorn==27.0.1 \\\n    --hash=sha256:378b26b9a38a")
+    assert text.count("--hash") == 2
+    assert "iniconfig" not in text  # the group dev
+    assert "shop" not in text  # the project itself
+    assert done["python_path"] == [".", "src"]
+    assert sorted(project.rglob("*")) == before
+
+
+def test_broken_uv_lock_is_refused(pack_source: Callable[..., dict], tmp_path: Path) -> None:
+    project = tmp_path / "shop"
+    shutil.copytree(UV_PROJECT, project)
+    (project / "uv.lock").write_text("version = nothing\n")
+    error = pack_source(source=str(project), requirements="uv.lock")["msg"]
+    assert error.startswith(f"app_requirements: uv export of {project}/uv.lock failed: ")
+
+
+def test_missing_uv_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    with pytest.raises(SourceError, match="needs uv on the controller"):
+        source_requirements.locked_requirements(tree(UV_PROJECT), "uv.lock")

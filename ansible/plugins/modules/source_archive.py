@@ -13,23 +13,52 @@ import tarfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.source_requirements import (
+    listed_packages,
+    locked_requirements,
+    normalised,
+)
+from ansible.module_utils.source_tree import (
+    SourceError,
+    Tree,
+    credentials,
+    source_tree,
+    without_credentials,
+)
 
 DOCUMENTATION = r"""
 ---
 module: source_archive
 short_description: Pack an application's source into an archive named by its content
 description:
-  - Packs a directory of the controller into a reproducible gzip tar archive, whose name is a hash
-    of its content. The same source gives the same archive, so an unchanged one is not copied.
+  - Packs the source into a reproducible gzip tar archive, whose name is a hash of its content. The
+    same source gives the same archive, so an unchanged one is not copied.
+  - The source is a directory, a git repository, a wheel or an sdist. A repository is kept as a bare
+    mirror in git/ beside the archive directory; nothing is checked out and no hook runs. Submodules
+    and files in Git LFS are not fetched.
   - Checks that the source is one that the app role can deploy, before anything has changed.
-  - Writes only to the archive directory, so it runs in check mode as well.
+  - Writes only to the archive directory and the mirrors, so it runs in check mode as well.
 options:
   source:
-    description: Directory with the application's source.
-    type: path
+    description:
+      - A directory, a git URL (scheme://... or user@host:path), a wheel (*.whl) or an sdist
+        (*.tar.gz); a path is one of the controller.
+      - A password in an https URL is given to git in its environment and appears in no result.
+        A credential helper or a deploy key of the operator's own git serves as well.
+    type: str
     required: true
+  revision:
+    description:
+      - Branch, tag or commit; empty is the repository's default branch. A full commit id that the
+        mirror has needs no network.
+      - With it, a local directory is read as a git repository.
+    type: str
+    default: ""
   requirements:
-    description: Name of the requirements file in it.
+    description:
+      - Name of the requirements file in the source; an absolute path on the controller, which a
+        wheel needs, and which is packed as requirements.txt; or uv.lock beside a pyproject.toml,
+        which `uv export` turns into requirements.poolkit.txt.
     type: str
     default: requirements.txt
   required_files:
@@ -54,10 +83,18 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Pack the source
+- name: Pack a directory
   source_archive:
     source: /home/me/shop
     required_files: [manage.py]
+    archive_directory: ~/.cache/poolkit/archives
+  delegate_to: localhost
+
+- name: Pack a tag of a repository
+  source_archive:
+    source: git@git.example.com:team/shop.git
+    revision: v1.4.0
+    requirements: uv.lock
     archive_directory: ~/.cache/poolkit/archives
   delegate_to: localhost
 """
@@ -71,8 +108,24 @@ release:
   description: Name of the release, 12 hexadecimal digits of the content's SHA-256.
   type: str
   returned: success
+requirements:
+  description: Name of the requirements file in the release.
+  type: str
+  returned: success
 requirements_checksum:
-  description: SHA-256 of the requirements file; releases with the same one share a venv.
+  description:
+    - SHA-256 of the requirements without comments and blank lines; releases with the same one
+      share a venv.
+  type: str
+  returned: success
+python_path:
+  description: Directories of the release that go on PYTHONPATH, relative to it.
+  type: list
+  elements: str
+  returned: success
+  sample: [".", "src"]
+revision:
+  description: Commit id of a source from git, else empty.
   type: str
   returned: success
 """
@@ -81,98 +134,135 @@ MARKER = ".poolkit-release"
 """The last member of each archive: a release that has it was unpacked to its end."""
 
 
-def listed_packages(requirements: str) -> set[str]:
-    """Return the names of a requirements file, with - for each of `-_.` as PyPI compares them."""
-    names = re.findall(
-        r"^([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[|==|@|~=|>|<|;|$)", requirements, re.M
-    )
-    return {re.sub(r"[-_.]+", "-", name).lower() for name in names}
-
-
 def source_error(
-    source: Path, requirements: str, required_files: list[str], required_packages: list[str]
+    tree: Tree, requirements: str, required_files: list[str], required_packages: list[str]
 ) -> str | None:
-    """Return what is wrong with the source, naming the variable to change; None when it is fine."""
-    if not source.is_dir():
-        return f"app_source: there is no directory {source} on the controller"
-    locked = source / requirements
-    if not locked.is_file():
-        return (
-            f"app_source: {source} has no {requirements}: the app role installs an application's "
-            "locked requirements (for example from `uv pip compile --generate-hashes` or "
-            "`pip freeze`); app_requirements names another file"
-        )
-    text = locked.read_text()
+    """Return what is wrong with the source, naming the variable to change; None when it is fine.
+
+    requirements: the normalised lines of the requirements file.
+    """
     if other := re.search(
-        r"^\s*(-r|-c|-e|--requirement|--constraint|--editable|\./).*", text, re.M
+        r"^(-r|-c|-e|--requirement|--constraint|--editable|\.{0,2}/|.*@\s*file:).*",
+        requirements,
+        re.M,
     ):
         return (
-            f"app_source: {locked} refers to other files ({other.group().strip()!r}), which would "
-            "not be part of its checksum: lock everything into one file"
+            f"app_source: the requirements of {tree.name} refer to other files "
+            f"({other.group()!r}), which would not be part of their checksum: lock "
+            "everything into one file"
         )
-    missing = [name for name in required_packages if name not in listed_packages(text)]
+    missing = [name for name in required_packages if name not in listed_packages(requirements)]
     if missing:
         return (
-            f"app_source: {locked} does not list {', '.join(missing)}, which poolkit runs: add it"
+            f"app_source: the requirements of {tree.name} do not list {', '.join(missing)}, which "
+            "poolkit runs: add it"
         )
     for name in required_files:
-        if not (source / name).exists():
+        if not (tree.path / name).exists():
             return (
-                f"app_source: {source} has no {name}, which its app_framework needs for "
+                f"app_source: {tree.name} has no {name}, which its app_framework needs for "
                 "migrations: check app_source and app_framework"
             )
     return None
 
 
-def source_files(source: Path, exclude: list[str]) -> list[Path]:
+def python_path(tree: Tree) -> list[str]:
+    """Return the directories that hold the source's packages, relative to it."""
+    src = (tree.path / "src").is_dir() and (tree.path / "pyproject.toml").is_file()
+    return [".", "src"] if src else ["."]
+
+
+def source_files(tree: Tree, exclude: list[str]) -> list[Path]:
     """Return the files to pack, relative to the source, sorted; no excluded name at any depth."""
 
     def kept(name: str) -> bool:
         return not any(fnmatch.fnmatch(name, pattern) for pattern in exclude)
 
     files: list[Path] = []
-    for folder, folders, names in os.walk(source):
+    for folder, folders, names in os.walk(tree.path):
+        place = Path(folder).relative_to(tree.path)
         folders[:] = sorted(name for name in folders if kept(name))
         linked = [name for name in folders if Path(folder, name).is_symlink()]
         if linked:
-            raise OSError(
-                f"{Path(folder, linked[0])} links to a directory: put the directory there"
+            raise SourceError(
+                f"app_source: {tree.name}: {place / linked[0]} links to a directory: put the "
+                "directory there"
             )
-        files += (Path(folder, name).relative_to(source) for name in names if kept(name))
+        files += (place / name for name in names if kept(name))
     return sorted(files)
 
 
-def pack(source: Path, files: list[Path]) -> bytes:
+def pack(source: Path, files: list[Path], added: dict[str, str]) -> bytes:
     """Return a gzip tar archive with the files and the marker; equal content gives equal bytes.
 
+    added: name -> text of files that the archive has in any case, in place of the source's own.
     Owners, times and the umask of the controller are left out: only names, bytes and the
     executable bit count. A link to a file becomes the file, so a release does not reach outside
     itself.
     """
+    given = {Path(name): text.encode() for name, text in added.items()}
+    names = [*sorted({*files, *given} - {Path(MARKER)}), Path(MARKER)]
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as compressed,
         tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
-        for folder in sorted({parent for name in files for parent in name.parents} - {Path()}):
+        for folder in sorted({parent for name in names for parent in name.parents} - {Path()}):
             member = tarfile.TarInfo(str(folder))
             member.type, member.mode = tarfile.DIRTYPE, 0o755
             archive.addfile(member)
-        for name in [*files, Path(MARKER)]:
+        for name in names:
             path = source / name
-            content = b"" if name == Path(MARKER) else path.read_bytes()
+            own = name not in given and name != Path(MARKER)
+            content = path.read_bytes() if own else given.get(name, b"")
             member = tarfile.TarInfo(str(name))
             member.size = len(content)
-            executable = name != Path(MARKER) and os.access(path, os.X_OK)
-            member.mode = 0o755 if executable else 0o644
+            member.mode = 0o755 if own and os.access(path, os.X_OK) else 0o644
             archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def stored(content: bytes, directory: Path) -> tuple[Path, str]:
+    """Write the archive where it is missing; return its path and the release that it holds."""
+    directory.mkdir(parents=True, exist_ok=True)
+    release = hashlib.sha256(content).hexdigest()[:12]
+    archive = directory / f"{release}.tar.gz"
+    if not archive.exists():
+        partial = archive.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(content)
+        partial.replace(archive)
+    return archive, release
+
+
+def released(tree: Tree, parameters: dict) -> dict[str, object]:
+    """Check and pack the tree; return the module's result."""
+    name, text = locked_requirements(tree, parameters["requirements"])
+    requirements = normalised(text)
+    files, packages = parameters["required_files"], parameters["required_packages"]
+    if error := source_error(tree, requirements, files, packages):
+        raise SourceError(error)
+    directory = Path(parameters["archive_directory"])
+    try:
+        files = source_files(tree, parameters["exclude"])
+        archive, release = stored(pack(tree.path, files, {name: text}), directory)
+    except OSError as failure:
+        said = str(failure).replace(str(tree.path), tree.name)
+        raise SourceError(f"app_source: {said}") from None
+    return {
+        "archive": str(archive),
+        "release": release,
+        "requirements": name,
+        "requirements_checksum": hashlib.sha256(requirements.encode()).hexdigest(),
+        "python_path": python_path(tree),
+        "revision": tree.revision,
+    }
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "source": {"type": "path", "required": True},
+            "source": {"type": "str", "required": True},
+            "revision": {"type": "str", "default": ""},
             "requirements": {"type": "str", "default": "requirements.txt"},
             "required_files": {"type": "list", "elements": "str", "default": []},
             "required_packages": {"type": "list", "elements": "str", "default": []},
@@ -181,34 +271,20 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    source = Path(module.params["source"])
-    error = source_error(
-        source,
-        module.params["requirements"],
-        module.params["required_files"],
-        module.params["required_packages"],
-    )
-    if error:
-        module.fail_json(msg=error)
+    source, revision = module.params["source"], module.params["revision"]
+    # Ansible prints the parameters with a result.
+    module.params["source"] = "an unreadable URL"
     try:
-        content = pack(source, source_files(source, module.params["exclude"]))
-        directory = Path(module.params["archive_directory"])
-        directory.mkdir(parents=True, exist_ok=True)
-        release = hashlib.sha256(content).hexdigest()[:12]
-        archive = directory / f"{release}.tar.gz"
-        if not archive.exists():
-            partial = archive.with_suffix(f".{os.getpid()}")
-            partial.write_bytes(content)
-            partial.replace(archive)
+        credentials(source)
+        module.params["source"] = without_credentials(source)
+        cache = Path(module.params["archive_directory"]).parent / "git"
+        with source_tree(source, revision, cache) as tree:
+            result = released(tree, module.params)
+    except SourceError as failure:
+        module.fail_json(msg=str(failure))
     except OSError as failure:
         module.fail_json(msg=f"app_source: {failure}")
-    requirements = (source / module.params["requirements"]).read_bytes()
-    module.exit_json(
-        changed=False,
-        archive=str(archive),
-        release=release,
-        requirements_checksum=hashlib.sha256(requirements).hexdigest(),
-    )
+    module.exit_json(changed=False, **result)
 
 
 if __name__ == "__main__":

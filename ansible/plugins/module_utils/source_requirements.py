@@ -1,0 +1,115 @@
+"""An application's requirements: where they are, what they list, and when two sets are the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ansible.module_utils.source_tree import SourceError, Tree
+
+EXPORTED = "requirements.poolkit.txt"
+"""Requirements that were exported from a uv.lock."""
+
+UV_EXPORT = (
+    *("export", "--frozen", "--no-dev", "--no-emit-project", "--no-header", "--no-annotate"),
+    *("--format=requirements-txt", "--offline", "--no-cache", "--no-python-downloads", "--quiet"),
+)
+
+LOCK_FILES = {
+    "uv.lock": "set app_requirements: uv.lock",
+    "poetry.lock": "run `poetry export --output requirements.txt` in it (poetry-plugin-export)",
+    "pdm.lock": "run `pdm export --prod --output requirements.txt` in it",
+    "Pipfile.lock": "run `pipenv requirements --hash > requirements.txt` in it",
+}
+"""Lock file -> how to come to a requirements file from it."""
+
+
+def listed_packages(requirements: str) -> set[str]:
+    """Return the names of a requirements file, with - for each of `-_.` as PyPI compares them."""
+    names = re.findall(
+        r"^([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[|==|@|~=|>|<|;|$)", requirements, re.M
+    )
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+
+
+def normalised(requirements: str) -> str:
+    """Return the requirements without comments, blank lines and indentation.
+
+    As in pip, a comment begins at the start of a line or after a blank: url#sha256=… has none.
+    """
+    lines = (" ".join(re.sub(r"(^|\s)#.*", "", n).split()) for n in requirements.splitlines())
+    return "".join(f"{line}\n" for line in lines if line)
+
+
+def exported(lock: Path, name: str) -> str:
+    """Return the requirements of a uv.lock, with hashes, without the project and its dev group."""
+    if not lock.with_name("pyproject.toml").is_file():
+        raise SourceError(f"app_requirements: {name} needs its pyproject.toml beside it")
+    # Ansible runs this with its own interpreter, and uv is installed beside it.
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    uv = shutil.which("uv", path=places)
+    if not uv:
+        raise SourceError(
+            f"app_requirements: {name} needs uv on the controller: install it (pip install uv)"
+        )
+    try:
+        done = subprocess.run(
+            [uv, *UV_EXPORT], cwd=lock.parent, capture_output=True, text=True, timeout=120
+        )
+    except subprocess.TimeoutExpired:
+        raise SourceError(f"app_requirements: uv export of {name} took over 120 s") from None
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        raise SourceError(f"app_requirements: uv export of {name} failed: {said}")
+    return done.stdout
+
+
+def missing_requirements(tree: Tree, requirements: str) -> str:
+    """Return the error for a source without its requirements file, with the way to one."""
+    if tree.name.endswith(".whl"):
+        return (
+            f"app_requirements: {tree.name} has no {requirements}: give the absolute path of a "
+            "requirements file on the controller"
+        )
+    locks = [name for name in LOCK_FILES if (tree.path / name).is_file()]
+    how = LOCK_FILES[locks[0]] if locks else "app_requirements names another file"
+    return (
+        f"app_source: {tree.name} has no {requirements}: the app role installs an application's "
+        "locked requirements (for example from `uv pip compile --generate-hashes` or "
+        f"`pip freeze`); {f'it has {locks[0]}: ' if locks else ''}{how}"
+    )
+
+
+def locked_requirements(tree: Tree, requirements: str) -> tuple[str, str]:
+    """Return the name that the requirements file has in the release, and its text."""
+    path = Path(requirements).expanduser()
+    if path.is_absolute():
+        if not path.is_file():
+            raise SourceError(f"app_requirements: there is no file {path} on the controller")
+        name, shown = "requirements.txt", str(path)
+    else:
+        name, shown = os.path.normpath(requirements), f"{tree.name}/{requirements}"
+        path = tree.path / name
+        if name.startswith(".."):
+            raise SourceError(
+                f"app_requirements: {requirements} leads out of app_source: give an absolute path"
+            )
+        if not path.is_file():
+            raise SourceError(missing_requirements(tree, requirements))
+    if path.name == "uv.lock":
+        return EXPORTED, exported(path, shown)
+    if path.name in LOCK_FILES:
+        raise SourceError(
+            f"app_requirements: pip cannot read {shown}: {LOCK_FILES[path.name]}, and set "
+            "app_requirements: requirements.txt"
+        )
+    try:
+        return name, path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise SourceError(
+            f"app_requirements: {shown} is not UTF-8 text: save it as UTF-8"
+        ) from None
