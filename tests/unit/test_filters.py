@@ -3,17 +3,18 @@
 import base64
 import hashlib
 import hmac
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import poolkit
 import psycopg.pq
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jinja2.nativetypes import NativeEnvironment
 from psycopg.conninfo import conninfo_to_dict
@@ -73,10 +74,53 @@ def test_uri_comes_back_from_libpqs_own_parser(user: str, password: str, dbname:
     }
 
 
+PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
+
+
+@example(user=PRINTABLE, password=PRINTABLE, dbname=PRINTABLE)
+@given(user=TEXT, password=TEXT, dbname=TEXT)
+def test_uri_with_several_hosts_has_the_form_that_url_parsers_read(
+    user: str, password: str, dbname: str
+) -> None:
+    """What SQLAlchemy and dj-database-url take from it: no address, and two lists in the query."""
+    hosts = [("127.0.0.1", 6432), ("2001:db8::1", 5432)]
+    uri = poolkit.pg_uri(user, password, dbname, hosts, {"application_name": "a,b&c"})
+    assert "@/" in uri
+    assert "?host=127.0.0.1,2001:db8::1&port=6432,5432&application_name=" in uri
+    parts = urlsplit(uri)
+    assert (parts.hostname, unquote(parts.username), unquote(parts.password)) == (
+        None,
+        user,
+        password,
+    )
+    assert unquote(parts.path[1:]) == dbname
+    assert dict(parse_qsl(parts.query)) == {
+        "host": "127.0.0.1,2001:db8::1",
+        "port": "6432,5432",
+        "application_name": "a,b&c",
+    }
+
+
+@example(password=PRINTABLE)
 @given(password=TEXT)
 def test_uri_comes_back_from_any_url_parser(password: str) -> None:
     uri = poolkit.pg_uri("u", password, "d", [("h", 1)])
     assert unquote(uri.removeprefix("postgresql://u:").removesuffix("@h:1/d")) == password
+
+
+@pytest.mark.parametrize(
+    ("host", "start"),
+    [
+        ("db1", "postgresql+asyncpg://u:p@db1:5432/d"),
+        ("2001:db8::1", "postgresql+asyncpg://u:p@[2001:db8::1]:5432/d"),
+        ("/run/x", "postgresql+asyncpg://u:p@/d?host=/run/x&port=5432"),
+    ],
+)
+def test_uri_with_one_host_is_plain(host: str, start: str) -> None:
+    uri = poolkit.pg_uri("u", "p", "d", [(host, 5432)], scheme="postgresql+asyncpg")
+    assert uri == start
+    known = conninfo_to_dict(uri.replace("+asyncpg", ""))
+    assert (known["host"], known["port"]) == (host, "5432")
 
 
 @settings(max_examples=25, deadline=None)
@@ -101,6 +145,71 @@ def test_environment_file_is_read_as_a_shell_would(value: str) -> None:
     script = f'{line}\nprintf %s "$VALUE" | od -An -v -tx1'
     output = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
     assert bytes.fromhex("".join(output.split())) == value.encode()
+
+
+def test_uri_for_asyncpg_has_only_what_it_takes() -> None:
+    parameters = {"connect_timeout": 2, "application_name": "shop", "sslmode": "require"}
+    uri = poolkit.pg_uri("u", "p", "d", [("h", 1)], parameters, "postgresql+asyncpg")
+    assert uri == "postgresql+asyncpg://u:p@h:1/d?ssl=require"
+
+
+def read_systemd(text: str) -> dict[str, str]:
+    r"""systemd.exec(5): in double quotes a backslash makes the next character literal."""
+    variables = {}
+    for name, body in re.findall(r'(?ms)^(\w+)="((?:\\.|[^"\\])*)"$', text):
+        variables[name] = re.sub(r"(?s)\\(.)", r"\1", body)
+    return variables
+
+
+def read_docker(text: str) -> dict[str, str]:
+    """docker run's documentation: lines of VARIABLE=VALUE; # begins a comment, nothing is quoted.
+
+    A line loses the blanks before its name, and only the first = counts (docker/cli,
+    pkg/kvfile).
+    """
+    variables = {}
+    for line in text.split("\n"):
+        line = line.removesuffix("\r").lstrip(" \t")
+        if line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            variables[name] = value
+    return variables
+
+
+NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,9}", fullmatch=True)
+
+
+@example(variables={"PASSWORD": PRINTABLE, "A": "# no comment", "B": " 'quoted' ", "C": ""})
+@given(variables=st.dictionaries(NAMES, st.text(st.characters(exclude_characters="\0\r\n"))))
+def test_environment_files_come_back(variables: dict[str, str]) -> None:
+    assert read_systemd(poolkit.environment_file(variables, "systemd")) == variables
+    assert read_docker(poolkit.environment_file(variables, "docker")) == variables
+
+
+def test_environment_file_is_sorted_and_takes_numbers() -> None:
+    variables = {"B": 5, "A": "x y", "C": "two\nlines"}
+    text = poolkit.environment_file(variables, "systemd")
+    assert text == 'A="x y"\nB="5"\nC="two\nlines"\n'
+    assert read_systemd(text)["C"] == "two\nlines"
+
+
+@pytest.mark.parametrize(
+    ("variables", "format", "words"),
+    [
+        ({"KEY": "two\nlines"}, "docker", "KEY has a line break"),
+        ({"KEY": "two\rlines"}, "docker", "KEY has a line break"),
+        ({"A=B": "x"}, "docker", "'A=B' is no name"),
+        ({"A B": "x"}, "docker", "'A B' is no name"),
+        ({"#A": "x"}, "docker", "'#A' is no name"),
+        ({"": "x"}, "docker", "'' is no name"),
+        ({"my.name": "x"}, "systemd", "'my.name' is no name of a variable in systemd's"),
+        ({"A": "x\0"}, "systemd", "NUL"),
+        ({}, "toml", "no environment file has the format 'toml'"),
+    ],
+)
+def test_environment_file_refuses(variables: dict, format: str, words: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=words):
+        poolkit.environment_file(variables, format)
 
 
 @given(value=TEXT)

@@ -13,7 +13,7 @@ import hmac
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.parsing.convert_bool import boolean
@@ -79,18 +79,35 @@ def pg_uri(
     dbname: str,
     hosts: Iterable[tuple[str, int]],
     parameters: Mapping[str, Any] | None = None,
+    scheme: str = "postgresql",
 ) -> str:
-    """Return a libpq connection URI; several hosts are tried in their order (host1:port1,host2:…).
+    """Return a connection URI; several hosts are tried in their order.
 
-    Every character outside RFC 3986's unreserved set is percent-encoded, so a password may hold
-    any of them.
+    Several hosts stand in the query, `…@/name?host=h1,h2&port=6432,5432`, which libpq, SQLAlchemy
+    and dj-database-url read alike; libpq's own form `h1:6432,h2:5432` is libpq's alone. One host
+    has the plain form, a directory with a unix socket never. Every other character outside
+    RFC 3986's unreserved set is percent-encoded, so a password may hold any of them. scheme: with
+    SQLAlchemy's driver where an application wants it; with +asyncpg of libpq's parameters only
+    sslmode is left, under asyncpg's name, since SQLAlchemy hands each of them to asyncpg.connect.
     """
-    address = ",".join(f"{quote(str(host), safe='')}:{int(port)}" for host, port in hosts)
-    query = urlencode({k: str(v) for k, v in (parameters or {}).items()}, quote_via=quote)
+    found = [(str(host), int(port)) for host, port in hosts]
+    given = parameters or {}
+    if scheme.endswith("+asyncpg"):
+        given = {"ssl": given["sslmode"]} if "sslmode" in given else {}
+    parts = {key: quote(str(value), safe="") for key, value in given.items()}
+    if len(found) == 1 and not found[0][0].startswith("/"):
+        host, port = found[0]
+        address = f"[{host}]:{port}" if ":" in host else f"{quote(host, safe='')}:{port}"
+    else:
+        address = ""
+        lists = {
+            "host": ",".join(quote(host, safe=":/") for host, _ in found),
+            "port": ",".join(str(port) for _, port in found),
+        }
+        parts = {**lists, **parts}
     login = f"{quote(user, safe='')}:{quote(password, safe='')}"
-    return f"postgresql://{login}@{address}/{quote(dbname, safe='')}" + (
-        f"?{query}" if query else ""
-    )
+    query = "&".join(f"{key}={value}" for key, value in parts.items())
+    return f"{scheme}://{login}@{address}/{quote(dbname, safe='')}" + (f"?{query}" if query else "")
 
 
 def env_file_quote(value: Any) -> str:
@@ -103,6 +120,36 @@ def env_file_quote(value: Any) -> str:
     if "\0" in text:
         raise AnsibleFilterError("an environment variable cannot hold a NUL character")
     return '"' + re.sub(r'(["\\`$])', r"\\\1", text) + '"'
+
+
+ENVIRONMENT_NAMES = {"systemd": r"[A-Za-z_][A-Za-z0-9_]*", "docker": r"[^\s=#][^\s=]*"}
+"""Formats of environment files, and the names that each can hold: systemd skips any other."""
+
+
+def environment_file(variables: Mapping[str, Any], format: str) -> str:
+    """Return the text of an environment file, one line for each variable in the order of names.
+
+    format: `systemd` (EnvironmentFile=), quoted as `env_file_quote` does; `docker`, NAME=value as
+    it is, without quotes and escapes, for `docker run --env-file` and the environmentFiles of ECS.
+    Refused: a name that the format cannot hold, and for docker a value with a line break.
+    """
+    if format not in ENVIRONMENT_NAMES:
+        raise AnsibleFilterError(f"no environment file has the format {format!r}: systemd, docker")
+    lines = []
+    for name, value in sorted(variables.items()):
+        text = str(value)
+        if not re.fullmatch(ENVIRONMENT_NAMES[format], str(name)):
+            raise AnsibleFilterError(
+                f"{name!r} is no name of a variable in {format}'s environment file: use letters, "
+                "digits and _"
+            )
+        if format == "docker" and re.search(r"[\r\n\0]", text):
+            raise AnsibleFilterError(
+                f"{name} has a line break or a NUL character, which Docker's environment file "
+                "cannot hold: encode it, or leave out app_docker_environment_file"
+            )
+        lines.append(f"{name}={env_file_quote(text) if format == 'systemd' else text}\n")
+    return "".join(lines)
 
 
 def userlist_quote(value: str) -> str:
@@ -448,6 +495,7 @@ class FilterModule:
                 connstr_quote,
                 database_roles,
                 env_file_quote,
+                environment_file,
                 hba_rules,
                 pg_uri,
                 pgpass_field,
