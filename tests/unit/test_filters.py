@@ -283,6 +283,15 @@ def test_applications_are_collected_once() -> None:
         ({"app_name": "blog", "app_database_user": "shop"}, "both use the role 'shop'"),
         ({"app_name": "blog", "app_database": "shop"}, "both use the database 'shop'"),
         ({"app_fallback_connections": "many"}, "web2: app_fallback_connections is 'many'"),
+        ({"app_connection_strategy": "direct"}, "both run .* 'shop' but differ in strategy"),
+        ({"app_connection_strategy": "managed"}, "both run .* 'shop' but differ in strategy:"),
+        ({"app_connection_strategy": "nativ"}, "web2: app_connection_strategy is 'nativ': use one"),
+        ({"app_pool_mode": "statement"}, "web2: app_pool_mode is 'statement': use one of transact"),
+        ({"app_workers": 0}, "web2: app_workers is 0: give a number of processes, or auto"),
+        ({"app_serial": "half"}, "web2: app_serial is 'half': give a number of hosts"),
+        ({"app_migration_lock_timeout": "5 seconds"}, "web2: app_migration_lock_timeout is '5 sec"),
+        ({"app_database_settings": {"search_path": "a, b"}}, r"give a list, \[shop, public\]"),
+        ({"app_database_settings": {"search_path": []}}, "give a list of schemas"),
         ({"app_name": "root"}, "'root' uses the role 'root', which is database_admin_user"),
     ],
 )
@@ -316,12 +325,22 @@ def test_defaults_agree_with_the_role() -> None:
         "app_database_owner_connection_limit": "owner_connection_limit",
         "app_database_settings": "settings",
         "app_fallback_connections": "fallback_connections",
+        "app_connection_strategy": "strategy",
+        "app_pool_mode": "pool_mode",
+        "app_threads": "threads",
+        "app_connection_pool_size": "connection_pool_size",
     }
     for variable, key in pairs.items():
         value = defaults[variable]
         if isinstance(value, str):
             value = NativeEnvironment().from_string(value).render(app_name="shop")
         assert value == shop[key], variable
+    assert str(defaults["app_serial"]) == shop["serial"]
+    assert shop["workers"] == {"web1": defaults["app_workers"]}
+    assert shop["owner_settings"] == {
+        "lock_timeout": defaults["app_migration_lock_timeout"],
+        "statement_timeout": defaults["app_migration_statement_timeout"],
+    }
     pooler = yaml.safe_load((ROOT / "roles/pgbouncer/defaults/main.yml").read_text())
     assert pooler["pgbouncer_listen_port"] == poolkit.POOLER_PORT
 
@@ -354,6 +373,7 @@ def test_pooler_beside_the_application_serves_its_own_host() -> None:
             "user": "blog",
             "password": "p",
             "owner": "blog_owner",
+            "pool_mode": "transaction",
         }
     ]
 
@@ -438,6 +458,86 @@ def test_tier_reaches_the_database_as_the_applications_user_only() -> None:
         "shop_owner",
         "admin",
     ]
+
+
+def strategies(**by_host: str) -> dict[str, dict]:
+    """Hosts with an application each, of the name of its strategy."""
+    facts = hosts()["web1"]
+    return {
+        host: {**facts, "app_name": strategy, "app_connection_strategy": strategy}
+        for host, strategy in by_host.items()
+    }
+
+
+@pytest.mark.parametrize("strategy", ["native", "direct"])
+@pytest.mark.parametrize("poolers", [["web1"], ["pool1"], []])
+def test_strategy_without_poolers_needs_none(strategy: str, poolers: list[str]) -> None:
+    facts = {**strategies(web1=strategy), "pool1": {"private_address": "192.0.2.11"}}
+    groups = inventory("web1", poolers=poolers)
+    (app,) = poolkit.applications(facts, groups)
+    assert (app["poolers"], app["clients"]) == ([], {})
+    assert poolkit.pooler_endpoints(facts, groups, "web1") == []
+    for pooler in poolers:
+        assert poolkit.pooler_applications([app], pooler) == []
+        assert poolkit.pooler_client_addresses(facts, groups, pooler) in ([], ["127.0.0.1/32"])
+    rules = poolkit.hba_rules([app], facts, groups, "")
+    assert [(r["user"], r["address"]) for r in rules] == [
+        (strategy, "192.0.2.1/32"),
+        (f"{strategy}_owner", "192.0.2.1/32"),
+    ]
+
+
+def test_database_of_a_platform_is_not_ours() -> None:
+    """Neither passwords nor an address are asked of a managed application."""
+    facts = {**strategies(web2="native"), "web1": {"app_name": "a"}}
+    facts["web1"]["app_connection_strategy"] = "managed"
+    groups = {"applications": ["web1", "web2"]}
+    assert [app["name"] for app in poolkit.applications(facts, groups)] == ["native"]
+    assert poolkit.uses_database(facts, groups)
+    alone = {"applications": ["web1"]}
+    assert poolkit.applications(facts, alone) == []
+    assert not poolkit.uses_database(facts, alone)
+    assert poolkit.pooler_endpoints(facts, alone, "web1") == []
+    assert poolkit.hba_rules([], facts, alone, "") == []
+
+
+def test_tier_knows_which_hosts_may_come() -> None:
+    shop, blog = poolkit.applications(mixed(), MIXED)
+    assert shop["clients"] == {"web1": ["web1"], "pool1": ["web2"], "pool2": ["web2"]}
+    assert blog["clients"] == {"pool1": ["web3"], "pool2": ["web3"]}
+
+
+def test_pool_mode_reaches_the_poolers_entry() -> None:
+    facts = {"web1": {**hosts()["web1"], "app_pool_mode": "session"}}
+    apps = poolkit.applications(facts, inventory("web1"))
+    (known,) = poolkit.pooler_applications(apps, "web1")
+    entry = {"host": "db1", "port": 5432, "dbname": "shop"}
+    assert poolkit.pooler_database(known, "db1", 5432) == {**entry, "pool_mode": "session"}
+    for mode in ({}, {"pool_mode": "transaction"}, {"pool_mode": None}):
+        assert poolkit.pooler_database({"database": "shop", **mode}, "db1", 5432) == entry
+
+
+@pytest.mark.parametrize(
+    ("path", "schema"),
+    [
+        (None, "public"),
+        ("shop", "shop"),
+        (["$user", "public"], "public"),
+        (['"$user"', "public", "shop", "other"], "shop"),
+        (["pg_catalog", "Shop x"], "Shop x"),
+    ],
+)
+def test_schema_is_the_first_own_one_of_the_search_path(path: object, schema: str) -> None:
+    settings = {} if path is None else {"search_path": path}
+    facts = {"web1": {**hosts()["web1"], "app_database_settings": settings}}
+    (app,) = poolkit.applications(facts, inventory("web1"))
+    assert app["schema"] == schema
+    assert app["owner_settings"].get("search_path") == path
+
+
+def test_workers_may_differ_between_hosts() -> None:
+    (app,) = poolkit.applications(hosts(app_workers="4"), BOTH)
+    assert app["workers"] == {"web1": "auto", "web2": 4}
 
 
 def test_roles_carry_verifier_mark_and_limit() -> None:
