@@ -48,6 +48,7 @@ def budget(hosts: dict[str, str], *args, server=SERVER, **facts: object) -> dict
     return connection_budget.connection_budget(*fleet(hosts, *args, **facts), server)
 
 
+AUTO = {"pgbouncer_settings": {"default_pool_size": "auto"}}
 ONE = {"web1": "shop"}
 TWO = {"web1": "shop", "web2": "shop"}
 
@@ -60,6 +61,7 @@ def test_three_applications_with_defaults() -> None:
         "poolers": "1 x 1",
         "pool": "10 + 2",
         "pooled": 12,
+        "direct": 0,
         "rolling": 12,
         "fallback": 8,
         "limit": 24,
@@ -259,6 +261,192 @@ def test_contradictions_are_refused(facts: dict, words: str) -> None:
         budget(TWO, **facts)
 
 
+DJANGO = {"app_framework": "django", "app_module": "config.wsgi:application"}
+ASGI = {"app_framework": "django", "app_module": "config.asgi:application"}
+FASTAPI = {"app_framework": "fastapi", "app_module": "app.main:app"}
+FLASK = {"app_framework": "flask", "app_module": "app:create_app()"}
+
+
+@pytest.mark.parametrize(
+    ("framework", "strategy", "connections"),
+    [
+        # 4 threads and the one that checks the readiness; a pool of 5.
+        (DJANGO, "pgbouncer", 5),
+        (DJANGO, "pgbouncer_nopool", 5),
+        (DJANGO, "direct", 5),
+        (DJANGO, "native", 6),
+        (ASGI, "pgbouncer", 6),
+        (ASGI, "native", 6),
+        (ASGI, "pgbouncer_nopool", None),
+        (ASGI, "direct", None),
+        (FASTAPI, "pgbouncer", 6),
+        (FASTAPI, "native", 6),
+        (FASTAPI, "pgbouncer_nopool", None),
+        (FASTAPI, "direct", None),
+        (FLASK, "pgbouncer", 6),
+        (FLASK, "native", 6),
+        (FLASK, "pgbouncer_nopool", 4),
+        (FLASK, "direct", 4),
+    ],
+)
+def test_connections_of_a_worker(framework: dict, strategy: str, connections: int | None) -> None:
+    facts = {"app_connection_strategy": strategy, "app_connection_pool_size": 6}
+    ((app,), _, _) = fleet(ONE, **framework, **facts)
+    assert connection_budget.client_connections(app) == connections
+
+
+def test_pool_of_zero_is_none() -> None:
+    sizes = {
+        name: connection_budget.client_connections(
+            fleet(ONE, app_connection_pool_size=0, app_connection_strategy="native", **facts)[0][0]
+        )
+        for name, facts in {"django": DJANGO, "fastapi": FASTAPI, "flask": FLASK}.items()
+    }
+    assert sizes == {"django": 5, "fastapi": None, "flask": 4}
+
+
+NATIVE = {"app_connection_strategy": "native", "app_workers": 3, **DJANGO}
+
+
+@pytest.mark.parametrize(
+    ("serial", "rolling"), [(1, 5), (2, 10), (9, 20), ("50%", 10), ("1%", 5), ("100%", 20)]
+)
+def test_native_counts_workers_stand_ins_and_second_connections(
+    serial: object, rolling: int
+) -> None:
+    """4 hosts of 3 workers with 5 each; a stand-in of one worker per host of the batch; 8 a host.
+
+    All three at once: nothing keeps DATABASE_DIRECT_URL quiet during a deployment.
+    """
+    plan = budget({f"web{n}": "shop" for n in range(4)}, [], app_serial=serial, **NATIVE)
+    (row,) = plan["rows"]
+    assert (row["poolers"], row["pool"], row["pooled"]) == ("none (native)", "", 0)
+    assert (row["direct"], row["rolling"], row["fallback"]) == (60, rolling, 32)
+    assert row["limit"] == plan["totals"]["limits"] == 60 + rolling + 32
+
+
+def test_direct_column_appears_where_something_is_direct() -> None:
+    table = connection_budget.budget_table(budget(ONE, [], **NATIVE))
+    assert "none (native)" in table
+    assert "direct + rolling + fallback" in table
+    assert max(map(len, table.splitlines())) <= 100
+    (row,) = (line.split() for line in table.splitlines() if line.startswith("shop"))
+    assert row == ["shop", "none", "(native)", "0", "15", "5", "8", "28", "5"]
+    assert "direct" not in connection_budget.budget_table(budget(ONE))
+
+
+def test_unbounded_application_is_held_by_its_limit() -> None:
+    facts = {**FASTAPI, "app_connection_strategy": "direct", "app_workers": 2}
+    plan = budget(ONE, [], app_database_connection_limit=40, **facts)
+    assert (plan["rows"][0]["direct"], plan["rows"][0]["limit"]) == (None, 40)
+    assert "unbounded" in connection_budget.budget_table(plan)
+
+
+def test_workers_too_many_for_postgresql_are_named() -> None:
+    plan = budget(TWO, [], **{**NATIVE, "app_workers": 20})
+    assert not plan["fits"]
+    assert "largest first: app_workers and client pools of shop (205), " in plan["message"]
+
+
+def test_workers_of_each_host_count() -> None:
+    hosts = {"web1": "shop", "web2": "shop"}
+    apps, hostvars, groups = fleet(hosts, [], **NATIVE)
+    hostvars["web2"]["app_workers"] = 1
+    apps = poolkit.applications(hostvars, groups)
+    plan = connection_budget.connection_budget(apps, hostvars, groups, SERVER)
+    assert plan["rows"][0]["direct"] == 3 * 5 + 1 * 5
+
+
+SESSION = {"app_pool_mode": "session", "app_workers": 3, **DJANGO}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "poolers", "processes", "size"),
+    [
+        # 3 workers and the stand-in, 4 threads and the readiness check: 4 x 5 of each host.
+        (ONE, None, 1, 20),
+        (TWO, None, 1, 20),
+        (TWO, ["pool1"], 1, 40),
+        # Each of three processes may get all clients.
+        (ONE, None, 3, 60),
+    ],
+)
+def test_session_pool_holds_every_client(
+    hosts: dict, poolers: list | None, processes: int, size: int
+) -> None:
+    facts = {"pgbouncer_processes": processes, "database_max_connections": 500, **SESSION}
+    plan = budget(hosts, poolers, server={}, **facts)
+    entry = {"shop": {"pool_size": size}}
+    assert plan["pool_sizes"] == {pooler: entry for pooler in (poolers or hosts)}
+    assert plan["rows"][0]["pool"] == f"{size} + 2 (session)"
+
+
+def test_session_pool_does_not_share_what_is_left() -> None:
+    """Neither default_pool_size nor auto is for it; blog's auto pool takes the rest."""
+    hosts = {"web1": "shop", "web2": "blog"}
+    apps, hostvars, groups = fleet(hosts, **{**SESSION, **AUTO})
+    hostvars["web2"].update(app_pool_mode="transaction")
+    apps = poolkit.applications(hostvars, groups)
+    plan = connection_budget.connection_budget(apps, hostvars, groups, SERVER)
+    # 87 less 5, 2 x 5 and shop's 2 x 22 leaves 28 for blog's pool and its stand-in.
+    assert plan["pool_sizes"] == {
+        "web1": {"shop": {"pool_size": 20}},
+        "web2": {"blog": {"pool_size": 12}},
+    }
+    given = {"pgbouncer_databases": {"shop": {"pool_size": "auto"}}}
+    assert budget(ONE, **SESSION, **given)["pool_sizes"]["web1"]["shop"] == {"pool_size": 20}
+
+
+def test_session_pool_may_be_larger_than_its_clients() -> None:
+    plan = budget(ONE, pgbouncer_databases={"shop": {"pool_size": 21}}, **SESSION)
+    assert (plan["pool_sizes"], plan["rows"][0]["pool"]) == ({}, "21 + 2")
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({**NATIVE, "app_workers": "auto"}, "web1: app_workers is auto, .* is native, which no"),
+        ({**SESSION, "app_workers": "auto"}, "web1: app_workers is auto, .* app_pool_mode is sess"),
+        (
+            {**NATIVE, "app_database_connection_limit": 34},
+            r"limit is 34, but its worker processes may open 35 .* at least 51 \(30, 5 for a",
+        ),
+        (
+            {**FASTAPI, "app_connection_strategy": "direct", "app_workers": 1},
+            "shop: app_connection_strategy is direct, .* nothing bounds them but app_database_conn",
+        ),
+        ({"app_connection_strategy": "native", "app_workers": 1}, "shop: app_framework is ''"),
+        (
+            {**SESSION, **FASTAPI, "app_connection_strategy": "pgbouncer_nopool"},
+            "shop: app_pool_mode is session, .* nothing bounds the clients",
+        ),
+        (
+            {**SESSION, "pgbouncer_databases": {"shop": {"pool_size": 19}}},
+            r"web1: pgbouncer_databases\['shop'\].pool_size is 19, .* need 20 server",
+        ),
+        (
+            {**SESSION, "pgbouncer_users": {"shop": {"pool_size": 19}}},
+            r"web1: pgbouncer_users\['shop'\].pool_size is 19, .* need 20 server",
+        ),
+        (
+            {**SESSION, "pgbouncer_settings": {"max_db_connections": 10}},
+            "web1: pgbouncer_settings.max_db_connections is 10, .* need 20 server",
+        ),
+        (
+            {**SESSION, "pgbouncer_databases": {"shop": {"pool_mode": "transaction"}}},
+            r"pgbouncer_databases\['shop'\].pool_mode is transaction, but app_pool_mode of shop",
+        ),
+        (
+            {**SESSION, "pgbouncer_users": {"shop": {"pool_mode": "statement"}}},
+            r"pgbouncer_users\['shop'\].pool_mode is statement, but app_pool_mode of shop",
+        ),
+    ],
+)
+def test_what_cannot_be_added_up_is_refused(facts: dict, words: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=words):
+        budget(TWO, **facts)
+
+
 def answer(**values: int) -> dict:
     return {"query_result": [{"name": key, "setting": str(n)} for key, n in values.items()]}
 
@@ -339,9 +527,6 @@ def test_exactly_full_fits() -> None:
     """12 pooled, 75 in the fallback, 5 for migrations, 5 for others."""
     assert budget(ONE, app_fallback_connections=75)["fits"] is True
     assert budget(ONE, app_fallback_connections=76)["fits"] is False
-
-
-AUTO = {"pgbouncer_settings": {"default_pool_size": "auto"}}
 
 
 def test_auto_shares_what_is_left_of_ninety_percent() -> None:

@@ -3,17 +3,18 @@
 import base64
 import hashlib
 import hmac
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import poolkit
 import psycopg.pq
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jinja2.nativetypes import NativeEnvironment
 from psycopg.conninfo import conninfo_to_dict
@@ -73,10 +74,53 @@ def test_uri_comes_back_from_libpqs_own_parser(user: str, password: str, dbname:
     }
 
 
+PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
+
+
+@example(user=PRINTABLE, password=PRINTABLE, dbname=PRINTABLE)
+@given(user=TEXT, password=TEXT, dbname=TEXT)
+def test_uri_with_several_hosts_has_the_form_that_url_parsers_read(
+    user: str, password: str, dbname: str
+) -> None:
+    """What SQLAlchemy and dj-database-url take from it: no address, and two lists in the query."""
+    hosts = [("127.0.0.1", 6432), ("2001:db8::1", 5432)]
+    uri = poolkit.pg_uri(user, password, dbname, hosts, {"application_name": "a,b&c"})
+    assert "@/" in uri
+    assert "?host=127.0.0.1,2001:db8::1&port=6432,5432&application_name=" in uri
+    parts = urlsplit(uri)
+    assert (parts.hostname, unquote(parts.username), unquote(parts.password)) == (
+        None,
+        user,
+        password,
+    )
+    assert unquote(parts.path[1:]) == dbname
+    assert dict(parse_qsl(parts.query)) == {
+        "host": "127.0.0.1,2001:db8::1",
+        "port": "6432,5432",
+        "application_name": "a,b&c",
+    }
+
+
+@example(password=PRINTABLE)
 @given(password=TEXT)
 def test_uri_comes_back_from_any_url_parser(password: str) -> None:
     uri = poolkit.pg_uri("u", password, "d", [("h", 1)])
     assert unquote(uri.removeprefix("postgresql://u:").removesuffix("@h:1/d")) == password
+
+
+@pytest.mark.parametrize(
+    ("host", "start"),
+    [
+        ("db1", "postgresql+asyncpg://u:p@db1:5432/d"),
+        ("2001:db8::1", "postgresql+asyncpg://u:p@[2001:db8::1]:5432/d"),
+        ("/run/x", "postgresql+asyncpg://u:p@/d?host=/run/x&port=5432"),
+    ],
+)
+def test_uri_with_one_host_is_plain(host: str, start: str) -> None:
+    uri = poolkit.pg_uri("u", "p", "d", [(host, 5432)], scheme="postgresql+asyncpg")
+    assert uri == start
+    known = conninfo_to_dict(uri.replace("+asyncpg", ""))
+    assert (known["host"], known["port"]) == (host, "5432")
 
 
 @settings(max_examples=25, deadline=None)
@@ -101,6 +145,71 @@ def test_environment_file_is_read_as_a_shell_would(value: str) -> None:
     script = f'{line}\nprintf %s "$VALUE" | od -An -v -tx1'
     output = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
     assert bytes.fromhex("".join(output.split())) == value.encode()
+
+
+def test_uri_for_asyncpg_has_only_what_it_takes() -> None:
+    parameters = {"connect_timeout": 2, "application_name": "shop", "sslmode": "require"}
+    uri = poolkit.pg_uri("u", "p", "d", [("h", 1)], parameters, "postgresql+asyncpg")
+    assert uri == "postgresql+asyncpg://u:p@h:1/d?ssl=require"
+
+
+def read_systemd(text: str) -> dict[str, str]:
+    r"""systemd.exec(5): in double quotes a backslash makes the next character literal."""
+    variables = {}
+    for name, body in re.findall(r'(?ms)^(\w+)="((?:\\.|[^"\\])*)"$', text):
+        variables[name] = re.sub(r"(?s)\\(.)", r"\1", body)
+    return variables
+
+
+def read_docker(text: str) -> dict[str, str]:
+    """docker run's documentation: lines of VARIABLE=VALUE; # begins a comment, nothing is quoted.
+
+    A line loses the blanks before its name, and only the first = counts (docker/cli,
+    pkg/kvfile).
+    """
+    variables = {}
+    for line in text.split("\n"):
+        line = line.removesuffix("\r").lstrip(" \t")
+        if line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            variables[name] = value
+    return variables
+
+
+NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,9}", fullmatch=True)
+
+
+@example(variables={"PASSWORD": PRINTABLE, "A": "# no comment", "B": " 'quoted' ", "C": ""})
+@given(variables=st.dictionaries(NAMES, st.text(st.characters(exclude_characters="\0\r\n"))))
+def test_environment_files_come_back(variables: dict[str, str]) -> None:
+    assert read_systemd(poolkit.environment_file(variables, "systemd")) == variables
+    assert read_docker(poolkit.environment_file(variables, "docker")) == variables
+
+
+def test_environment_file_is_sorted_and_takes_numbers() -> None:
+    variables = {"B": 5, "A": "x y", "C": "two\nlines"}
+    text = poolkit.environment_file(variables, "systemd")
+    assert text == 'A="x y"\nB="5"\nC="two\nlines"\n'
+    assert read_systemd(text)["C"] == "two\nlines"
+
+
+@pytest.mark.parametrize(
+    ("variables", "format", "words"),
+    [
+        ({"KEY": "two\nlines"}, "docker", "KEY has a line break"),
+        ({"KEY": "two\rlines"}, "docker", "KEY has a line break"),
+        ({"A=B": "x"}, "docker", "'A=B' is no name"),
+        ({"A B": "x"}, "docker", "'A B' is no name"),
+        ({"#A": "x"}, "docker", "'#A' is no name"),
+        ({"": "x"}, "docker", "'' is no name"),
+        ({"my.name": "x"}, "systemd", "'my.name' is no name of a variable in systemd's"),
+        ({"A": "x\0"}, "systemd", "NUL"),
+        ({}, "toml", "no environment file has the format 'toml'"),
+    ],
+)
+def test_environment_file_refuses(variables: dict, format: str, words: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=words):
+        poolkit.environment_file(variables, format)
 
 
 @given(value=TEXT)
@@ -174,6 +283,15 @@ def test_applications_are_collected_once() -> None:
         ({"app_name": "blog", "app_database_user": "shop"}, "both use the role 'shop'"),
         ({"app_name": "blog", "app_database": "shop"}, "both use the database 'shop'"),
         ({"app_fallback_connections": "many"}, "web2: app_fallback_connections is 'many'"),
+        ({"app_connection_strategy": "direct"}, "both run .* 'shop' but differ in strategy"),
+        ({"app_connection_strategy": "managed"}, "both run .* 'shop' but differ in strategy:"),
+        ({"app_connection_strategy": "nativ"}, "web2: app_connection_strategy is 'nativ': use one"),
+        ({"app_pool_mode": "statement"}, "web2: app_pool_mode is 'statement': use one of transact"),
+        ({"app_workers": 0}, "web2: app_workers is 0: give a number of processes, or auto"),
+        ({"app_serial": "half"}, "web2: app_serial is 'half': give a number of hosts"),
+        ({"app_migration_lock_timeout": "5 seconds"}, "web2: app_migration_lock_timeout is '5 sec"),
+        ({"app_database_settings": {"search_path": "a, b"}}, r"give a list, \[shop, public\]"),
+        ({"app_database_settings": {"search_path": []}}, "give a list of schemas"),
         ({"app_name": "root"}, "'root' uses the role 'root', which is database_admin_user"),
     ],
 )
@@ -207,12 +325,22 @@ def test_defaults_agree_with_the_role() -> None:
         "app_database_owner_connection_limit": "owner_connection_limit",
         "app_database_settings": "settings",
         "app_fallback_connections": "fallback_connections",
+        "app_connection_strategy": "strategy",
+        "app_pool_mode": "pool_mode",
+        "app_threads": "threads",
+        "app_connection_pool_size": "connection_pool_size",
     }
     for variable, key in pairs.items():
         value = defaults[variable]
         if isinstance(value, str):
             value = NativeEnvironment().from_string(value).render(app_name="shop")
         assert value == shop[key], variable
+    assert str(defaults["app_serial"]) == shop["serial"]
+    assert shop["workers"] == {"web1": defaults["app_workers"]}
+    assert shop["owner_settings"] == {
+        "lock_timeout": defaults["app_migration_lock_timeout"],
+        "statement_timeout": defaults["app_migration_statement_timeout"],
+    }
     pooler = yaml.safe_load((ROOT / "roles/pgbouncer/defaults/main.yml").read_text())
     assert pooler["pgbouncer_listen_port"] == poolkit.POOLER_PORT
 
@@ -245,6 +373,7 @@ def test_pooler_beside_the_application_serves_its_own_host() -> None:
             "user": "blog",
             "password": "p",
             "owner": "blog_owner",
+            "pool_mode": "transaction",
         }
     ]
 
@@ -329,6 +458,86 @@ def test_tier_reaches_the_database_as_the_applications_user_only() -> None:
         "shop_owner",
         "admin",
     ]
+
+
+def strategies(**by_host: str) -> dict[str, dict]:
+    """Hosts with an application each, of the name of its strategy."""
+    facts = hosts()["web1"]
+    return {
+        host: {**facts, "app_name": strategy, "app_connection_strategy": strategy}
+        for host, strategy in by_host.items()
+    }
+
+
+@pytest.mark.parametrize("strategy", ["native", "direct"])
+@pytest.mark.parametrize("poolers", [["web1"], ["pool1"], []])
+def test_strategy_without_poolers_needs_none(strategy: str, poolers: list[str]) -> None:
+    facts = {**strategies(web1=strategy), "pool1": {"private_address": "192.0.2.11"}}
+    groups = inventory("web1", poolers=poolers)
+    (app,) = poolkit.applications(facts, groups)
+    assert (app["poolers"], app["clients"]) == ([], {})
+    assert poolkit.pooler_endpoints(facts, groups, "web1") == []
+    for pooler in poolers:
+        assert poolkit.pooler_applications([app], pooler) == []
+        assert poolkit.pooler_client_addresses(facts, groups, pooler) in ([], ["127.0.0.1/32"])
+    rules = poolkit.hba_rules([app], facts, groups, "")
+    assert [(r["user"], r["address"]) for r in rules] == [
+        (strategy, "192.0.2.1/32"),
+        (f"{strategy}_owner", "192.0.2.1/32"),
+    ]
+
+
+def test_database_of_a_platform_is_not_ours() -> None:
+    """Neither passwords nor an address are asked of a managed application."""
+    facts = {**strategies(web2="native"), "web1": {"app_name": "a"}}
+    facts["web1"]["app_connection_strategy"] = "managed"
+    groups = {"applications": ["web1", "web2"]}
+    assert [app["name"] for app in poolkit.applications(facts, groups)] == ["native"]
+    assert poolkit.uses_database(facts, groups)
+    alone = {"applications": ["web1"]}
+    assert poolkit.applications(facts, alone) == []
+    assert not poolkit.uses_database(facts, alone)
+    assert poolkit.pooler_endpoints(facts, alone, "web1") == []
+    assert poolkit.hba_rules([], facts, alone, "") == []
+
+
+def test_tier_knows_which_hosts_may_come() -> None:
+    shop, blog = poolkit.applications(mixed(), MIXED)
+    assert shop["clients"] == {"web1": ["web1"], "pool1": ["web2"], "pool2": ["web2"]}
+    assert blog["clients"] == {"pool1": ["web3"], "pool2": ["web3"]}
+
+
+def test_pool_mode_reaches_the_poolers_entry() -> None:
+    facts = {"web1": {**hosts()["web1"], "app_pool_mode": "session"}}
+    apps = poolkit.applications(facts, inventory("web1"))
+    (known,) = poolkit.pooler_applications(apps, "web1")
+    entry = {"host": "db1", "port": 5432, "dbname": "shop"}
+    assert poolkit.pooler_database(known, "db1", 5432) == {**entry, "pool_mode": "session"}
+    for mode in ({}, {"pool_mode": "transaction"}, {"pool_mode": None}):
+        assert poolkit.pooler_database({"database": "shop", **mode}, "db1", 5432) == entry
+
+
+@pytest.mark.parametrize(
+    ("path", "schema"),
+    [
+        (None, "public"),
+        ("shop", "shop"),
+        (["$user", "public"], "public"),
+        (['"$user"', "public", "shop", "other"], "shop"),
+        (["pg_catalog", "Shop x"], "Shop x"),
+    ],
+)
+def test_schema_is_the_first_own_one_of_the_search_path(path: object, schema: str) -> None:
+    settings = {} if path is None else {"search_path": path}
+    facts = {"web1": {**hosts()["web1"], "app_database_settings": settings}}
+    (app,) = poolkit.applications(facts, inventory("web1"))
+    assert app["schema"] == schema
+    assert app["owner_settings"].get("search_path") == path
+
+
+def test_workers_may_differ_between_hosts() -> None:
+    (app,) = poolkit.applications(hosts(app_workers="4"), BOTH)
+    assert app["workers"] == {"web1": "auto", "web2": 4}
 
 
 def test_roles_carry_verifier_mark_and_limit() -> None:

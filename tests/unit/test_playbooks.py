@@ -113,3 +113,80 @@ def test_the_plan_comes_before_anything_changes() -> None:
         for play in yaml.safe_load((ROOT / "site.yml").read_text())
     ]
     assert imports[:2] == ["preflight", "plan"]
+
+
+MANAGED = """
+all:
+  vars: {ansible_connection: local, app_connection_strategy: managed}
+  children:
+    applications:
+      hosts:
+        web1: {app_name: shop}
+"""
+
+
+def play(tmp_path: Path, inventory: str, *arguments: str | Path) -> subprocess.CompletedProcess:
+    """Run a playbook on this machine."""
+    (tmp_path / "hosts.yml").write_text(inventory)
+    programs = Path(sys.executable).parent
+    return subprocess.run(
+        ["ansible-playbook", "-i", tmp_path / "hosts.yml", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_databases_of_a_platform_leave_nothing_to_do(tmp_path: Path) -> None:
+    """Also with hosts in database_admin: no package, no question, an empty budget."""
+    books = [f"ansible/playbooks/{name}.yml" for name in ("plan", "postgres", "database")]
+    alone = play(tmp_path, MANAGED, *books, "ansible/playbooks/pgbouncer.yml")
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    assert "changed=" not in alone.stdout
+    admin = MANAGED + "    database_admin:\n      hosts:\n        web1:\n"
+    run = play(tmp_path, admin, *books, "--extra-vars", "ansible_become=false gather_facts=false")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "0  limits of the applications" in run.stdout
+    assert "changed=0" in run.stdout
+    assert "Install the client library" not in run.stdout
+
+
+def test_preflight_asks_no_database_of_a_managed_application(tmp_path: Path) -> None:
+    plays = yaml.safe_load((ROOT / "ansible/playbooks/preflight.yml").read_text())
+    book = tmp_path / "first.yml"
+    book.write_text(yaml.safe_dump(plays[:1]))
+    run = play(tmp_path, MANAGED, book)
+    assert run.returncode == 0, run.stdout + run.stderr
+    poolers = MANAGED + "    pgbouncer:\n      hosts:\n        web1:\n"
+    run = play(tmp_path, poolers, book)
+    assert run.returncode != 0
+    assert "nothing to serve: leave the group out" in " ".join(run.stdout.split())
+    run = play(tmp_path, MANAGED.replace("managed", "native"), book)
+    assert run.returncode != 0
+    assert "no host in the group database_admin" in run.stdout
+
+
+def test_pooler_of_an_application_that_goes_past_it_gets_nothing(tmp_path: Path) -> None:
+    inventory = yaml.safe_load(INVENTORY)
+    hosts = inventory["all"]["children"]["applications"]["hosts"]
+    for facts in hosts.values():
+        facts.update(app_connection_strategy="native", app_framework="flask", app_workers=1)
+    del inventory["all"]["vars"]["pgbouncer_databases"]
+    names = ("pgbouncer_client_addresses", "pooler_pool_sizes")
+    text = yaml.safe_dump(inventory)
+    seen = role_sees(tmp_path, "pgbouncer", "pgbouncer", *names, inventory=text)
+    assert seen[0]["pool1"] == [[], {}]
+    assert seen[2]["web2"] == [["127.0.0.1/32"], {}]
+
+
+def test_session_pool_reaches_the_pooler(tmp_path: Path) -> None:
+    inventory = yaml.safe_load(INVENTORY)
+    hosts = inventory["all"]["children"]["applications"]["hosts"]
+    for facts in hosts.values():
+        facts.update(app_pool_mode="session", app_framework="flask", app_workers=1)
+    text = yaml.safe_dump(inventory)
+    seen = role_sees(tmp_path, "pgbouncer", "pgbouncer", "pooler_pool_sizes", inventory=text)
+    # web1's worker and stand-in with a pool of 5; the same for blog's web3.
+    assert seen[0]["pool1"] == [{"shop": {"pool_size": 10}, "blog": {"pool_size": 10}}]
+    assert seen[2]["web2"] == [{"shop": {"pool_size": 10}}]

@@ -41,6 +41,11 @@ PROCESSES = 1
 AUTH_QUERY_CONNECTIONS = 5
 """Default of pgbouncer_auth_query_connections in roles/pgbouncer/defaults."""
 
+POOLED = ("pgbouncer", "pgbouncer_nopool")
+"""Strategies that go through a PgBouncer of the inventory."""
+CLIENT_POOL = ("pgbouncer", "native", "managed")
+"""Strategies with a pool, or a kept connection, inside each worker process."""
+
 Facts = Mapping[str, Any]
 Hostvars = Mapping[str, Facts]
 Groups = Mapping[str, Sequence[str]]
@@ -70,6 +75,8 @@ class Pool:
     and sets as max_db_connections where [databases] gives none. None without auth_query."""
     database_limit: int | None
     """max_db_connections of [databases]."""
+    derived: bool = False
+    """Whether the size follows from the application's clients (pool mode session)."""
 
     def of_process(self, auto_size: int, reserve: int) -> int:
         """Server connections of one process."""
@@ -110,6 +117,54 @@ def _number(value: Any, variable: str, host: str) -> int:
     return int(value)
 
 
+def client_connections(app: Mapping[str, Any]) -> int | None:
+    """Return the connections that one worker process of an application may hold at once.
+
+    app: as of `applications`. With a pool in the process: its size (max_overflow 0). Without one,
+    Django (WSGI) and Flask have one for each thread, and Django one more in the thread of its
+    readiness check; nothing bounds an ASGI application: None. DATABASE_DIRECT_URL is not counted:
+    app_fallback_connections is for it.
+    """
+    framework, strategy = app["framework"], app["strategy"]
+    if framework not in ("django", "fastapi", "flask"):
+        raise AnsibleFilterError(
+            f"{app['name']}: app_framework is {framework!r}: use one of django, fastapi, flask"
+        )
+    # "config.asgi:application"; of Django under WSGI only the strategy native has a pool.
+    asgi = framework == "fastapi" or (
+        framework == "django" and str(app["module"]).partition(":")[0].endswith("asgi")
+    )
+    size = app["connection_pool_size"] if strategy in CLIENT_POOL else 0
+    if size and (asgi or framework == "flask" or strategy == "native"):
+        return size
+    if asgi:
+        return None
+    return app["threads"] + (framework == "django")
+
+
+def _workers(app: Mapping[str, Any], host: str, reason: str) -> int:
+    """Return the worker processes of an application's host; refuse `auto`."""
+    workers = app["workers"][host]
+    if workers == AUTO:
+        raise AnsibleFilterError(
+            f"{host}: app_workers is auto, a number that only the host knows. {reason}, so "
+            f"{app['name']} needs it as a number, to add its connections up"
+        )
+    return workers
+
+
+def _session_clients(app: Mapping[str, Any], pooler: str) -> int | None:
+    """Return the clients that a pooler may have at once of an application with the pool mode
+    session, each with a server connection of its own; None where nothing bounds them.
+
+    A deployment has a stand-in of one worker process beside the workers of a host.
+    """
+    reason = "app_pool_mode is session, where each client has a server connection of its own"
+    workers = [_workers(app, host, reason) + 1 for host in app["clients"][pooler]]
+    each = client_connections(app)
+    return None if each is None else sum(workers) * each
+
+
 def _pool(facts: Facts, host: str, app: Mapping[str, Any]) -> Pool:
     """Return the pool of an application on a pooler host, from that host's variables."""
     sections = {
@@ -132,7 +187,29 @@ def _pool(facts: Facts, host: str, app: Mapping[str, Any]) -> Pool:
     if not processes:
         raise AnsibleFilterError(f"{host}: pgbouncer_processes is 0: give at least 1")
     size_variable, size = first("pool_size", "default_pool_size")
-    automatic = size == AUTO and not size_variable.startswith("pgbouncer_users")
+    session = app["pool_mode"] == "session"
+    needed = _session_clients(app, host) if session else None
+    by_user = size_variable.startswith("pgbouncer_users")
+    derived = session and not by_user and (size == AUTO or "pgbouncer_settings" in size_variable)
+    if session:
+        mode_variable, mode = first("pool_mode")
+        if "pgbouncer_settings" not in mode_variable and mode != "session":
+            raise AnsibleFilterError(
+                f"{host}: {mode_variable} is {mode}, but app_pool_mode of {app['name']} is "
+                "session: leave the first one out"
+            )
+        # The kernel may hand every client to one process.
+        needed = None if needed is None else needed * processes
+    if derived:
+        if needed is None:
+            raise AnsibleFilterError(
+                f"{app['name']}: app_pool_mode is session, and without a pool in the process "
+                f"(strategy {app['strategy']}) nothing bounds the clients that each need a server "
+                f"connection: choose app_connection_strategy pgbouncer, or give "
+                f"pgbouncer_databases[{app['database']!r}].pool_size"
+            )
+        size_variable, size = f"app_workers and client pools of {app['name']}", needed
+    automatic = size == AUTO and not by_user
     reserve_variable, reserve = first("reserve_pool_size", "reserve_pool")
     auth_query = None
     if boolean(facts.get("pgbouncer_auth_query_enabled", False)):
@@ -154,6 +231,13 @@ def _pool(facts: Facts, host: str, app: Mapping[str, Any]) -> Pool:
                 f"PgBouncer takes for unlimited: give at least {processes}, one for each process "
                 "(pgbouncer_processes)"
             )
+        if needed is not None and given[variable] < needed:
+            raise AnsibleFilterError(
+                f"{host}: {variable} is {value}, but app_pool_mode of {app['name']} is session and "
+                f"its clients need {needed} server connections (each worker process and the "
+                f"stand-in of a deployment {client_connections(app)}, in each of {processes} "
+                "PgBouncer processes): give that many, leave it out, or lower app_workers"
+            )
     size = None if automatic else given.pop(size_variable)
     return Pool(
         host=host,
@@ -166,6 +250,7 @@ def _pool(facts: Facts, host: str, app: Mapping[str, Any]) -> Pool:
         limit=min(given.values(), default=None),
         auth_query=auth_query,
         database_limit=given.get(database_variable),
+        derived=derived,
     )
 
 
@@ -208,6 +293,33 @@ def _available(facts: Facts, server: Mapping[str, Any]) -> tuple[int, str, bool]
     return MAX_CONNECTIONS - RESERVED_CONNECTIONS, source, False
 
 
+def _unpooled(app: Mapping[str, Any]) -> tuple[int | None, int]:
+    """Return (direct, rolling) of an application that goes to PostgreSQL itself.
+
+    direct: what its worker processes may open, None where nothing but a given limit bounds them.
+    rolling: the stand-ins, one worker process on each host that is changed at the same time.
+    """
+    reason = f"app_connection_strategy is {app['strategy']}, which no pooler bounds"
+    workers = sum(_workers(app, host, reason) for host in app["hosts"])
+    each = client_connections(app)
+    if each is not None:
+        return workers * each, _hosts_at_once(app["serial"], len(app["hosts"])) * each
+    if app["connection_limit"] is None:
+        raise AnsibleFilterError(
+            f"{app['name']}: app_connection_strategy is {app['strategy']}, and an ASGI application "
+            "without a pool opens a connection for each request: nothing bounds them but "
+            "app_database_connection_limit, so give it, or choose another strategy"
+        )
+    return None, 0
+
+
+def _hosts_at_once(serial: str, hosts: int) -> int:
+    """Return how many of an application's hosts one batch has, as Ansible's `serial` counts."""
+    if serial.endswith("%"):
+        return min(max(hosts * int(serial[:-1]) // 100, 1), hosts)
+    return min(int(serial), hosts)
+
+
 def _rows(apps: Applications, pools: Mapping[str, list[Pool]], auto_size: int) -> list[dict]:
     """Return the demand of each application, with every `auto` pool at auto_size."""
     rows = []
@@ -216,14 +328,21 @@ def _rows(apps: Applications, pools: Mapping[str, list[Pool]], auto_size: int) -
         rolling = sum(pool.rolling(auto_size) for pool in pools[app["name"]])
         fallback = app["fallback_connections"] * len(app["hosts"])
         given = app["connection_limit"]
+        if app["strategy"] in POOLED:
+            # The fallback is for a pooler that is gone, not for one that is replaced.
+            direct, limit = 0, pooled + max(rolling, fallback)
+        else:
+            # Here it is DATABASE_DIRECT_URL's, which a deployment does not stop.
+            direct, rolling = _unpooled(app)
+            limit = (direct or 0) + rolling + fallback
         rows.append(
             {
                 "application": app["name"],
                 "pooled": pooled,
+                "direct": direct,
                 "rolling": rolling,
                 "fallback": fallback,
-                # The fallback is for a pooler that is gone, not for one that is replaced.
-                "limit": pooled + max(rolling, fallback) if given is None else given,
+                "limit": limit if given is None else given,
                 "migrations": app["owner_connection_limit"],
                 "auth_query": sum(pool.other_users(auto_size) for pool in pools[app["name"]]),
             }
@@ -243,8 +362,8 @@ def _totals(rows: list[dict], others: int) -> dict[str, int]:
 
 
 def _room(row: Mapping[str, Any]) -> bool:
-    """Say whether the application's limit has room for what its poolers may open."""
-    return row["pooled"] + row["rolling"] <= row["limit"]
+    """Say whether the application's limit has room for what its poolers or workers may open."""
+    return row["pooled"] + (row["direct"] or 0) + row["rolling"] <= row["limit"]
 
 
 def _advice(
@@ -267,6 +386,10 @@ def _advice(
         if app["connection_limit"] is not None:
             parts[f"app_database_connection_limit of {name}"] += row["limit"]
             continue
+        if app["strategy"] not in POOLED:
+            parts[f"app_workers and client pools of {name}"] += row["direct"] + row["rolling"]
+            parts[f"app_fallback_connections of {name}"] += row["fallback"]
+            continue
         restarts = row["rolling"] >= row["fallback"]
         if not restarts:
             parts[f"app_fallback_connections of {name}"] += row["fallback"]
@@ -282,6 +405,26 @@ def _advice(
     return ", ".join(f"{name} ({count})" for count, name in largest)
 
 
+def _no_room(app: Mapping[str, Any], row: Mapping[str, Any], pools: list[Pool]) -> str:
+    """Return why an application's given limit is too small."""
+    wrong = f"{app['name']}: app_database_connection_limit is {row['limit']}, but its"
+    if app["strategy"] not in POOLED:
+        need = row["direct"] + row["rolling"]
+        return (
+            f"{wrong} worker processes may open {need} connections and would get errors: give at "
+            f"least {need + row['fallback']} ({row['direct']}, {row['rolling']} for a deployment "
+            f"and {row['fallback']} over DATABASE_DIRECT_URL), leave it out, or lower app_workers"
+        )
+    need = row["pooled"] + row["rolling"]
+    enough = row["pooled"] + max(row["rolling"], row["fallback"])
+    return (
+        f"{wrong} poolers may open {need} connections on {', '.join(app['poolers'])} and would get "
+        f"errors: give at least {enough} ({row['pooled']} pooled, and the larger of "
+        f"{row['rolling']} for a restart and {row['fallback']} for the fallback), leave it "
+        f"out, or lower {pools[0].size_variable}"
+    )
+
+
 def connection_budget(
     apps: Applications, hostvars: Hostvars, groups: Groups, server: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -289,16 +432,20 @@ def connection_budget(
 
     server: as in `_available`. Returns:
     rows: one for each application: application, poolers ("hosts x processes"), pool ("size +
-      reserve"), pooled, rolling (the stand-ins of lone processes), fallback, limit (pooled and the
-      larger of rolling and fallback, or as given), migrations, auth_query;
+      reserve"), pooled, direct (of the workers of an application without poolers; None where
+      nothing but its limit bounds them), rolling (stand-ins: of lone PgBouncer processes, or of
+      such workers), fallback, limit (pooled and the larger of rolling and fallback; direct, rolling
+      and fallback; or as given), migrations, auth_query;
     totals: {limits, migrations, auth_query, others, total};
     available, source: PostgreSQL's connections and where the number is from;
     fits, message: whether total <= available, and what to change where not;
-    pool_sizes: {pooler host: {database: {pool_size}}} of the `auto` pools, to be combined into
-      pgbouncer_databases. Each gets the same size: the largest with which the total stays within
-      AUTO_PERCENT of the available connections and within every app_database_connection_limit.
-    Refused: a limit below pooled + rolling of its application; a pool of 0, which is unlimited;
-    `auto` without a number of connections that stays the same, or without room.
+    pool_sizes: {pooler host: {database: {pool_size}}} of the pools with pool mode session, and of
+      the `auto` pools, to be combined into pgbouncer_databases. Each `auto` one gets the same size:
+      the largest with which the total stays within AUTO_PERCENT of the available connections and
+      within every app_database_connection_limit.
+    Refused: a limit below pooled + rolling, or direct + rolling, of its application; a pool of 0,
+    which is unlimited; `auto` without a number of connections that stays the same, or without room;
+    what native, direct and pool mode session cannot add up.
     """
     facts = hostvars[groups["applications"][0]]
     pools = _pools(apps, hostvars)
@@ -326,20 +473,13 @@ def connection_budget(
     rows = _rows(apps, pools, auto_size)
     for app, row in zip(apps, rows, strict=True):
         if not _room(row):
-            need = row["pooled"] + row["rolling"]
-            enough = row["pooled"] + max(row["rolling"], row["fallback"])
-            raise AnsibleFilterError(
-                f"{app['name']}: app_database_connection_limit is {row['limit']}, but its poolers "
-                f"may open {need} connections on {', '.join(app['poolers'])} and would get errors: "
-                f"give at least {enough} ({row['pooled']} pooled, and the larger of "
-                f"{row['rolling']} for a restart and {row['fallback']} for the fallback), leave it "
-                f"out, or lower {pools[app['name']][0].size_variable}"
-            )
+            raise AnsibleFilterError(_no_room(app, row, pools[app["name"]]))
         row["poolers"] = _counted(f"x {pool.processes}" for pool in pools[app["name"]])
+        row["poolers"] = row["poolers"] or f"none ({app['strategy']})"
         row["pool"] = ", ".join(
             dict.fromkeys(
                 f"{auto_size if pool.size is None else pool.size} + {pool.reserve}"
-                + (" (auto)" if pool.size is None else "")
+                + (" (auto)" if pool.size is None else " (session)" if pool.derived else "")
                 for pool in pools[app["name"]]
             )
         )
@@ -359,8 +499,10 @@ def connection_budget(
         "ansible/playbooks/postgres.yml, where the inventory makes it)"
     )
     sizes_of: dict[str, dict] = {}
-    for pool in automatic:
-        sizes_of.setdefault(pool.host, {})[pool.database] = {"pool_size": auto_size}
+    for pool in (pool for app_pools in pools.values() for pool in app_pools):
+        if pool.derived or pool.size is None:
+            size = auto_size if pool.size is None else pool.size
+            sizes_of.setdefault(pool.host, {})[pool.database] = {"pool_size": size}
     return {
         "rows": rows,
         "totals": totals,
@@ -401,12 +543,14 @@ def budget_table(budget: Mapping[str, Any]) -> str:
     view.add_column("application\n")
     view.add_column("pooler hosts\nx processes")
     view.add_column("pool +\nreserve")
-    numbers = ("pooled", "rolling", "fallback", "limit", "migrations")
+    unpooled = any(row["direct"] != 0 for row in budget["rows"])
+    numbers = ("pooled", *["direct"] * unpooled, "rolling", "fallback", "limit", "migrations")
     for name in numbers:
         view.add_column(name, justify="right")
     for row in budget["rows"]:
         texts = (row["application"], row["poolers"], row["pool"])
-        view.add_row(*texts, *(str(row[name]) for name in numbers))
+        shown = {**row, "direct": "unbounded" if row["direct"] is None else row["direct"]}
+        view.add_row(*texts, *(str(shown[name]) for name in numbers))
     totals, room = budget["totals"], budget["available"] - budget["totals"]["total"]
     sums = Table.grid(padding=(0, 2))
     sums.add_column(justify="right")
@@ -414,7 +558,11 @@ def budget_table(budget: Mapping[str, Any]) -> str:
     for count, label in (
         (
             totals["limits"],
-            "limits of the applications: pooled + the larger of rolling and fallback, or as given",
+            "limits: pooled + the larger of rolling and fallback; direct + rolling + fallback; "
+            "or as given"
+            if unpooled
+            else "limits of the applications: pooled + the larger of rolling and fallback, or as "
+            "given",
         ),
         (totals["migrations"], "migrations"),
         (totals["auth_query"], "auth_query"),
@@ -438,5 +586,11 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             function.__name__: function
-            for function in (budget_table, connection_budget, connection_limits, has_auto_pools)
+            for function in (
+                budget_table,
+                client_connections,
+                connection_budget,
+                connection_limits,
+                has_auto_pools,
+            )
         }

@@ -13,7 +13,7 @@ import hmac
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.parsing.convert_bool import boolean
@@ -79,18 +79,35 @@ def pg_uri(
     dbname: str,
     hosts: Iterable[tuple[str, int]],
     parameters: Mapping[str, Any] | None = None,
+    scheme: str = "postgresql",
 ) -> str:
-    """Return a libpq connection URI; several hosts are tried in their order (host1:port1,host2:…).
+    """Return a connection URI; several hosts are tried in their order.
 
-    Every character outside RFC 3986's unreserved set is percent-encoded, so a password may hold
-    any of them.
+    Several hosts stand in the query, `…@/name?host=h1,h2&port=6432,5432`, which libpq, SQLAlchemy
+    and dj-database-url read alike; libpq's own form `h1:6432,h2:5432` is libpq's alone. One host
+    has the plain form, a directory with a unix socket never. Every other character outside
+    RFC 3986's unreserved set is percent-encoded, so a password may hold any of them. scheme: with
+    SQLAlchemy's driver where an application wants it; with +asyncpg of libpq's parameters only
+    sslmode is left, under asyncpg's name, since SQLAlchemy hands each of them to asyncpg.connect.
     """
-    address = ",".join(f"{quote(str(host), safe='')}:{int(port)}" for host, port in hosts)
-    query = urlencode({k: str(v) for k, v in (parameters or {}).items()}, quote_via=quote)
+    found = [(str(host), int(port)) for host, port in hosts]
+    given = parameters or {}
+    if scheme.endswith("+asyncpg"):
+        given = {"ssl": given["sslmode"]} if "sslmode" in given else {}
+    parts = {key: quote(str(value), safe="") for key, value in given.items()}
+    if len(found) == 1 and not found[0][0].startswith("/"):
+        host, port = found[0]
+        address = f"[{host}]:{port}" if ":" in host else f"{quote(host, safe='')}:{port}"
+    else:
+        address = ""
+        lists = {
+            "host": ",".join(quote(host, safe=":/") for host, _ in found),
+            "port": ",".join(str(port) for _, port in found),
+        }
+        parts = {**lists, **parts}
     login = f"{quote(user, safe='')}:{quote(password, safe='')}"
-    return f"postgresql://{login}@{address}/{quote(dbname, safe='')}" + (
-        f"?{query}" if query else ""
-    )
+    query = "&".join(f"{key}={value}" for key, value in parts.items())
+    return f"{scheme}://{login}@{address}/{quote(dbname, safe='')}" + (f"?{query}" if query else "")
 
 
 def env_file_quote(value: Any) -> str:
@@ -103,6 +120,36 @@ def env_file_quote(value: Any) -> str:
     if "\0" in text:
         raise AnsibleFilterError("an environment variable cannot hold a NUL character")
     return '"' + re.sub(r'(["\\`$])', r"\\\1", text) + '"'
+
+
+ENVIRONMENT_NAMES = {"systemd": r"[A-Za-z_][A-Za-z0-9_]*", "docker": r"[^\s=#][^\s=]*"}
+"""Formats of environment files, and the names that each can hold: systemd skips any other."""
+
+
+def environment_file(variables: Mapping[str, Any], format: str) -> str:
+    """Return the text of an environment file, one line for each variable in the order of names.
+
+    format: `systemd` (EnvironmentFile=), quoted as `env_file_quote` does; `docker`, NAME=value as
+    it is, without quotes and escapes, for `docker run --env-file` and the environmentFiles of ECS.
+    Refused: a name that the format cannot hold, and for docker a value with a line break.
+    """
+    if format not in ENVIRONMENT_NAMES:
+        raise AnsibleFilterError(f"no environment file has the format {format!r}: systemd, docker")
+    lines = []
+    for name, value in sorted(variables.items()):
+        text = str(value)
+        if not re.fullmatch(ENVIRONMENT_NAMES[format], str(name)):
+            raise AnsibleFilterError(
+                f"{name!r} is no name of a variable in {format}'s environment file: use letters, "
+                "digits and _"
+            )
+        if format == "docker" and re.search(r"[\r\n\0]", text):
+            raise AnsibleFilterError(
+                f"{name} has a line break or a NUL character, which Docker's environment file "
+                "cannot hold: encode it, or leave out app_docker_environment_file"
+            )
+        lines.append(f"{name}={env_file_quote(text) if format == 'systemd' else text}\n")
+    return "".join(lines)
 
 
 def userlist_quote(value: str) -> str:
@@ -150,13 +197,43 @@ Groups = Mapping[str, Sequence[str]]
 """Ansible's `groups`: the names of the hosts of each group, in the inventory's order."""
 
 
-def _poolers(groups: Groups, host: str) -> list[str]:
+POOLED = ("pgbouncer", "pgbouncer_nopool")
+"""Strategies that go through a PgBouncer of the inventory."""
+STRATEGIES = (*POOLED, "native", "managed", "direct")
+"""What app_connection_strategy may be; docs/strategies.md describes them."""
+POOL_MODES = ("transaction", "session")
+"""What app_pool_mode may be."""
+
+
+def _choice(facts: Mapping[str, Any], variable: str, choices: Sequence[str], host: str) -> str:
+    """Return a variable that has one of several values, the first where it is not given."""
+    value = facts.get(variable, choices[0])
+    if value not in choices:
+        raise AnsibleFilterError(
+            f"{host}: {variable} is {value!r}: use one of {', '.join(choices)}"
+        )
+    return value
+
+
+def _strategy(hostvars: Mapping[str, Mapping[str, Any]], host: str) -> str:
+    return _choice(hostvars[host], "app_connection_strategy", STRATEGIES, host)
+
+
+def uses_database(hostvars: Mapping[str, Mapping[str, Any]], groups: Groups) -> bool:
+    """Say whether some application has a database of the inventory, and not a platform's."""
+    return any(_strategy(hostvars, host) != "managed" for host in groups["applications"])
+
+
+def _poolers(hostvars: Mapping[str, Mapping[str, Any]], groups: Groups, host: str) -> list[str]:
     """Return the pooler hosts that an application's host uses, in the order it tries them.
 
-    A host that is itself in the group pgbouncer has its pooler beside it and uses no other. Every
-    other one uses all pooler hosts without an application (a tier, or the database's own host),
-    each from another one on, so that the load spreads and the list stays the same between runs.
+    None where the application's strategy goes past poolers. A host that is itself in the group
+    pgbouncer has its pooler beside it and uses no other. Every other one uses all pooler hosts
+    without an application (a tier, or the database's own host), each from another one on, so that
+    the load spreads and the list stays the same between runs.
     """
+    if _strategy(hostvars, host) not in POOLED:
+        return []
     poolers = groups.get("pgbouncer", [])
     if host in poolers:
         return [host]
@@ -164,8 +241,9 @@ def _poolers(groups: Groups, host: str) -> list[str]:
     if not tier:
         raise AnsibleFilterError(
             f"{host}: no pooler serves this host of the group applications: put it into the group "
-            "pgbouncer (a pooler beside the application), or put a host without an application "
-            "there (a tier of poolers, or the database's host)"
+            "pgbouncer (a pooler beside the application), put a host without an application there "
+            "(a tier of poolers, or the database's host), or choose an app_connection_strategy "
+            "without poolers"
         )
     turn = list(groups["applications"]).index(host) % len(tier)
     return tier[turn:] + tier[:turn]
@@ -195,7 +273,7 @@ def pooler_endpoints(
             "host": "127.0.0.1" if pooler == host else _private_address(hostvars, pooler),
             "port": int(hostvars[pooler].get("pgbouncer_listen_port", POOLER_PORT)),
         }
-        for pooler in _poolers(groups, host)
+        for pooler in _poolers(hostvars, groups, host)
     ]
 
 
@@ -208,7 +286,7 @@ def pooler_client_addresses(
     return [
         _network(_private_address(hostvars, client))
         for client in groups["applications"]
-        if host in _poolers(groups, client)
+        if host in _poolers(hostvars, groups, client)
     ]
 
 
@@ -224,50 +302,135 @@ def applications(
 ) -> list[dict]:
     """Collect the applications of the inventory: one entry for each distinct `app_name`.
 
-    Each entry: name, hosts (of the group `applications`), poolers (the pooler hosts that serve
-    it), database, user, password, owner, owner_password, connection_limit (None where the
-    inventory gives none: `connection_limits` derives it), fallback_connections (of one host),
-    owner_connection_limit, settings. Defaults equal those in roles/app/defaults/main.yml, which
-    other plays cannot see (a unit test compares them).
+    Left out are those of the strategy `managed`, whose database is the platform's. Each entry:
+    name, hosts (of the group `applications`), poolers (the pooler hosts that serve it; none for
+    the strategies native and direct), clients ({pooler: the hosts that may use it}), database,
+    user, password, owner, owner_password, connection_limit (None where the inventory gives none:
+    `connection_limits` derives it), fallback_connections (of one host), owner_connection_limit,
+    settings (of the user), owner_settings, schema (the first of a declared search_path, or
+    public), strategy, pool_mode, framework, module, workers ({host: number or "auto"}), threads,
+    connection_pool_size, serial. Defaults equal those in roles/app/defaults/main.yml, which other
+    plays cannot see (a unit test compares them).
     Refused: two hosts of one application that state different facts, two applications with one
     database or role, a role that is the administrator's, and a host that no pooler serves.
     """
     found: dict[str, dict] = {}
     for host in groups["applications"]:
-        facts = hostvars[host]
-        name = _required(facts, "app_name", host)
-        entry = {
-            "name": name,
-            "database": facts.get("app_database", name),
-            "user": facts.get("app_database_user", name),
-            "password": _required(facts, "app_database_password", host),
-            "owner": facts.get("app_database_owner", f"{name}_owner"),
-            "owner_password": _required(facts, "app_database_owner_password", host),
-            "connection_limit": _count(facts, "app_database_connection_limit", None, host),
-            "fallback_connections": _count(facts, "app_fallback_connections", 8, host),
-            "owner_connection_limit": _count(facts, "app_database_owner_connection_limit", 5, host),
-            "settings": dict(facts.get("app_database_settings", {})),
-        }
-        for key in ("database", "user", "owner"):
-            _check_name(entry[key], f"app_database{'' if key == 'database' else '_' + key}", host)
-        if entry["user"] == entry["owner"]:
-            raise AnsibleFilterError(
-                f"{host}: app_database_user and app_database_owner are both {entry['user']!r}: the "
-                "owner runs migrations, the user only reads and writes rows; give them two names"
-            )
-        known = found.setdefault(name, {**entry, "hosts": []})
-        differing = sorted(key for key in entry if known[key] != entry[key])
+        entry = _application(hostvars, host)
+        known = found.setdefault(entry["name"], {**entry, "hosts": [], "workers": {}})
+        keys = ["strategy"] if known["strategy"] != entry["strategy"] else list(entry)
+        differing = sorted(key for key in keys if known[key] != entry[key])
         if differing:
             raise AnsibleFilterError(
-                f"{host} and {known['hosts'][0]} both run the application {name!r} but differ in "
-                f"{', '.join(differing)}: state them once, in the application's group_vars"
+                f"{host} and {known['hosts'][0]} both run the application {entry['name']!r} but "
+                f"differ in {', '.join(differing)}: state them once, in the application's "
+                "group_vars"
             )
         known["hosts"].append(host)
-    for entry in found.values():
-        used = {pooler for host in entry["hosts"] for pooler in _poolers(groups, host)}
-        entry["poolers"] = [pooler for pooler in groups["pgbouncer"] if pooler in used]
-    _refuse_shared(found.values(), admin_user)
-    return list(found.values())
+        known["workers"][host] = _workers(hostvars[host], host)
+    entries = [entry for entry in found.values() if entry["strategy"] != "managed"]
+    for entry in entries:
+        used = {host: _poolers(hostvars, groups, host) for host in entry["hosts"]}
+        entry["clients"] = {
+            pooler: [host for host in entry["hosts"] if pooler in used[host]]
+            for pooler in groups.get("pgbouncer", [])
+            if any(pooler in poolers for poolers in used.values())
+        }
+        entry["poolers"] = list(entry["clients"])
+    _refuse_shared(entries, admin_user)
+    return entries
+
+
+def _application(hostvars: Mapping[str, Mapping[str, Any]], host: str) -> dict:
+    """Return what one host says of its application; of a managed one its name alone."""
+    facts = hostvars[host]
+    name = _required(facts, "app_name", host)
+    strategy = _strategy(hostvars, host)
+    if strategy == "managed":
+        return {"name": name, "strategy": strategy}
+    settings = dict(facts.get("app_database_settings", {}))
+    owner_settings = {
+        "lock_timeout": _duration(facts, "app_migration_lock_timeout", "5s", host),
+        "statement_timeout": _duration(facts, "app_migration_statement_timeout", "15min", host),
+    }
+    if "search_path" in settings:
+        owner_settings["search_path"] = settings["search_path"]
+    entry = {
+        "name": name,
+        "database": facts.get("app_database", name),
+        "user": facts.get("app_database_user", name),
+        "password": _required(facts, "app_database_password", host),
+        "owner": facts.get("app_database_owner", f"{name}_owner"),
+        "owner_password": _required(facts, "app_database_owner_password", host),
+        "connection_limit": _count(facts, "app_database_connection_limit", None, host),
+        "fallback_connections": _count(facts, "app_fallback_connections", 8, host),
+        "owner_connection_limit": _count(facts, "app_database_owner_connection_limit", 5, host),
+        "settings": settings,
+        "owner_settings": owner_settings,
+        "schema": _schema(settings, host),
+        "strategy": strategy,
+        "pool_mode": _choice(facts, "app_pool_mode", POOL_MODES, host),
+        "framework": facts.get("app_framework", ""),
+        "module": facts.get("app_module", ""),
+        "threads": _count(facts, "app_threads", 4, host),
+        "connection_pool_size": _count(facts, "app_connection_pool_size", 5, host),
+        "serial": _serial(facts, host),
+    }
+    for key in ("database", "user", "owner"):
+        _check_name(entry[key], f"app_database{'' if key == 'database' else '_' + key}", host)
+    if entry["user"] == entry["owner"]:
+        raise AnsibleFilterError(
+            f"{host}: app_database_user and app_database_owner are both {entry['user']!r}: the "
+            "owner runs migrations, the user only reads and writes rows; give them two names"
+        )
+    return entry
+
+
+def _workers(facts: Mapping[str, Any], host: str) -> int | str:
+    value = facts.get("app_workers", "auto")
+    if value != "auto" and not re.fullmatch(r"[1-9]\d*", str(value)):
+        raise AnsibleFilterError(
+            f"{host}: app_workers is {value!r}: give a number of processes, or auto"
+        )
+    return value if value == "auto" else int(value)
+
+
+def _serial(facts: Mapping[str, Any], host: str) -> str:
+    value = str(facts.get("app_serial", 1))
+    if not re.fullmatch(r"[1-9]\d*%?", value):
+        raise AnsibleFilterError(
+            f"{host}: app_serial is {value!r}: give a number of hosts, or a percentage"
+        )
+    return value
+
+
+def _duration(facts: Mapping[str, Any], variable: str, default: str, host: str) -> str:
+    value = str(facts.get(variable, default))
+    if not re.fullmatch(r"\d+(us|ms|s|min|h|d)?", value):
+        raise AnsibleFilterError(
+            f"{host}: {variable} is {value!r}: give it as PostgreSQL does, 500ms, 5s or 15min"
+        )
+    return value
+
+
+def _schema(settings: Mapping[str, Any], host: str) -> str:
+    """Return the first schema of a declared search_path that is the application's own."""
+    path = settings.get("search_path", ["public"])
+    names = path if isinstance(path, list) else [path]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise AnsibleFilterError(
+            f"{host}: app_database_settings.search_path is {path!r}: give a list of schemas"
+        )
+    if any("," in name for name in names):
+        raise AnsibleFilterError(
+            f"{host}: app_database_settings.search_path is {path!r}, which PostgreSQL would take "
+            "for the name of one schema: give a list, [shop, public]"
+        )
+    return next((name for name in names if not COMMON_SCHEMA.fullmatch(name)), "public")
+
+
+COMMON_SCHEMA = re.compile(r'public|"?\$user"?|pg_.*|information_schema')
+"""Names in a search_path that are no application's own schema."""
 
 
 def _required(facts: Mapping[str, Any], variable: str, host: str) -> str:
@@ -375,11 +538,11 @@ def auth_query_roles(
 def pooler_applications(apps: Iterable[Mapping[str, Any]], host: str) -> list[dict]:
     """Return what a pooler host needs to know of the applications that it serves.
 
-    apps: as of `applications`. Each: name, database, user, password, owner. The owner roles do not
-    pass through a pooler; it gets their names to refuse them.
+    apps: as of `applications`. Each: name, database, user, password, owner, pool_mode. The owner
+    roles do not pass through a pooler; it gets their names to refuse them.
     """
     return [
-        {key: app[key] for key in ("name", "database", "user", "password", "owner")}
+        {key: app[key] for key in ("name", "database", "user", "password", "owner", "pool_mode")}
         for app in apps
         if host in app["poolers"]
     ]
@@ -415,12 +578,18 @@ def hba_rules(
         if boolean(hostvars[host].get("pgbouncer_auth_query_enabled", False)):
             # Whom the pooler lets in is PgBouncer's own HBA file's matter.
             rules += [rule(app["database"], "all", host) for app in apps if host in app["poolers"]]
-    return rules + [rule("all", admin_user, host) for host in groups["database_admin"]]
+    admins = groups.get("database_admin", []) if admin_user else []
+    return rules + [rule("all", admin_user, host) for host in admins]
 
 
 def pooler_database(app: Mapping[str, Any], host: str, port: int) -> dict[str, Any]:
-    """Return the [databases] entry of an application: where PgBouncer finds its database."""
-    return {"host": host, "port": port, "dbname": app["database"]}
+    """Return the [databases] entry of an application: where PgBouncer finds its database.
+
+    pool_mode stands in it where the application asks for sessions; the pooler's own setting is
+    transaction.
+    """
+    mode = {"pool_mode": "session"} if app.get("pool_mode") == "session" else {}
+    return {"host": host, "port": port, "dbname": app["database"], **mode}
 
 
 def unknown_variables(names: Iterable[str], spec: Mapping[str, Any]) -> list[str]:
@@ -448,6 +617,7 @@ class FilterModule:
                 connstr_quote,
                 database_roles,
                 env_file_quote,
+                environment_file,
                 hba_rules,
                 pg_uri,
                 pgpass_field,
@@ -461,6 +631,7 @@ class FilterModule:
                 setting_literal,
                 unknown_variables,
                 userlist_quote,
+                uses_database,
                 verifier_fingerprint,
             )
         }
