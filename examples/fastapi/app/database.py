@@ -1,4 +1,4 @@
-"""The engine, a session per request, and the check behind /readyz."""
+"""A session per request, and the check behind /readyz."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,25 +6,13 @@ from time import monotonic
 from typing import Annotated
 
 from fastapi import Depends
-from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-from app.settings import CONNECTION_MAX_AGE, DATABASE_URL, POOL_SIZE
+from app.engine import engine
 
 CHECK_TIMEOUT = 4.5  # seconds; whoever probes us should have an answer within 5
 
-# The URL may name several hosts, which psycopg tries in turn. SQLAlchemy's URLs know only one, so
-# the parts go to psycopg as they are. The pooler lends out a server connection for one transaction
-# only: a statement prepared in one would be missing, or in the way, in the next.
-engine = create_async_engine(
-    "postgresql+psycopg://",
-    connect_args={**conninfo_to_dict(DATABASE_URL), "prepare_threshold": None},
-    pool_size=POOL_SIZE,
-    max_overflow=0,
-    pool_recycle=CONNECTION_MAX_AGE,
-    pool_pre_ping=True,
-)
 new_session = async_sessionmaker(engine, expire_on_commit=False)
 
 

@@ -15,7 +15,8 @@ from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 from starlette.exceptions import HTTPException
 
-from app.database import Session, database_path, engine
+from app.database import Session, database_path
+from app.engine import engine
 from app.models import Item
 from app.settings import APP_NAME, APP_VERSION
 
