@@ -19,14 +19,14 @@ except ImportError:  # the module says so
 DOCUMENTATION = r"""
 ---
 module: app_migration
-short_description: Run an application's migrations, one deployment at a time and past every pooler
+short_description: Run an application's migrations, one deployment at a time, past every pooler
 description:
-  - Holds an advisory lock on a connection of its own while it looks for pending migrations, runs them
-    and looks again, so that two deployments never migrate at once. A second one waits, then fails with
-    the address of the first.
-  - Refuses to run through a pooler in transaction mode, where the lock would be somebody else's. A
-    pooler answers the login itself, with a process id of its own making; PostgreSQL's is that of the
-    process which runs the queries.
+  - Holds an advisory lock on a connection of its own while it looks for pending migrations, runs
+    them and looks again, so that two deployments never migrate at once. A second one waits, then
+    fails with the address of the first.
+  - Refuses to run through a pooler, which may give the lock to somebody else. A pooler answers the
+    login itself, with a process id of its own making; PostgreSQL's is that of the process which
+    runs the queries.
   - The commands run as an unprivileged user in a systemd unit of their own, NAME-migrate.service.
   - Check mode runs the command that lists what is pending, and nothing else.
 options:
@@ -44,7 +44,7 @@ options:
     elements: str
     default: []
   pending_pattern:
-    description: Regular expression of a line that names a pending migration, with the name as group 1.
+    description: Regular expression of a line that names a pending migration, its name as group 1.
     type: str
     default: (\S.*)
   upgrade:
@@ -128,7 +128,7 @@ def systemd_run(
         *(f"--unit={name}-migrate", f"--description=Migrations of {name}"),
         *(f"--property={line}" for line in properties),
         *(f"--setenv={key}={value}" for key, value in environment.items()),
-        *command,
+        *("/usr/bin/env", *command),  # finds the command on the PATH of its environment
     ]
 
 
@@ -144,10 +144,10 @@ def connect(conninfo: str) -> Any:
         raise Refused(f"PostgreSQL refuses the owner: {str(error).strip()}") from None
     if connection.info.backend_pid != pid:
         raise Refused(
-            "the connection for migrations goes through a pooler (the login was answered by process "
-            f"{connection.info.backend_pid}, the query by {pid}): give the address of PostgreSQL "
-            "itself as database_host and database_port (app_database_direct_url with the strategy "
-            "managed)"
+            "the connection for migrations goes through a pooler (process "
+            f"{connection.info.backend_pid} answered the login, {pid} the query): give PostgreSQL's "
+            "own address as database_host and database_port (app_database_direct_url with the "
+            "strategy managed)"
         )
     return connection
 
@@ -166,7 +166,8 @@ def take_lock(connection: Any, seconds: int) -> float:
             time.sleep(0.5)
         cursor.execute(
             "SELECT coalesce(host(client_addr), 'the database host'), backend_start::timestamp(0) "
-            "FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted "
+            "FROM pg_locks JOIN pg_stat_activity USING (pid) "
+            "WHERE locktype = 'advisory' AND granted "
             "AND classid = (%s >> 32) & 4294967295 AND objid = %s & 4294967295",
             (key, key),
         )

@@ -30,9 +30,9 @@ DOCUMENTATION = r"""
 module: app_release
 short_description: Make an application serve a release, as one transaction
 description:
-  - Tries the release with the new files on a private unix socket, with one worker, while the old one
-    goes on serving; only then swaps the files and the link `current`, restarts the service and asks
-    it again. When that fails, the old files and the old release are put back and asked as well.
+  - Tries the release with the new files on a private unix socket, with one worker, while the old
+    one goes on serving; only then swaps the files and the link `current`, restarts the service and
+    asks it again. When that fails, the old files and the old release are put back and asked as well.
   - The listening socket is systemd's, so no connection is refused. While the service restarts, the
     unit NAME-next.service stands in for it with one worker on the same socket.
   - Nothing is done where the service runs this release with these files; the times on the host
@@ -57,8 +57,8 @@ options:
     required: true
   files:
     description:
-      - Files without secrets, as a list of {path, content}, the units among them. Left out, the ones
-        on the host stay, as for a rollback.
+      - Files without secrets, as a list of {path, content}, the units among them. Left out, the
+        ones on the host stay, as for a rollback.
     type: list
     elements: dict
     default: []
@@ -238,7 +238,7 @@ class Application:
 
     def current(self) -> str | None:
         link = self.root / "current"
-        return os.path.basename(os.readlink(link)) if link.is_symlink() else None
+        return link.readlink().name if link.is_symlink() else None
 
     def history(self) -> list[str]:
         return (read(self.history_file) or "").split()
@@ -341,7 +341,7 @@ class Application:
         return self.wait_until_ready(self.next)
 
     def stand_in_for_the_service(self) -> None:
-        """Let the release that was tried take requests with one worker while the service restarts."""
+        """Let the tried release take requests with one worker while the service restarts."""
         write(self.stand_in, f"[Service]\nSockets={self.socket}\n", 0o644)
         self.systemctl("daemon-reload")
         self.systemctl("restart", self.next)
@@ -405,7 +405,7 @@ class Application:
         for name in self.releases() - set(kept):
             shutil.rmtree(self.root / "releases" / name, ignore_errors=True)
         used = {
-            os.path.basename(os.readlink(link))
+            link.readlink().name
             for link in (self.root / "releases").glob("*/.venv")
             if link.is_symlink()
         }
@@ -461,7 +461,7 @@ class Application:
 @contextlib.contextmanager
 def lock(path: Path, seconds: int) -> Iterator[None]:
     """Hold the lock of an application on this host; raises Refused when another keeps it."""
-    with open(path, "w") as stream:
+    with path.open("w") as stream:
         deadline = time.monotonic() + seconds
         while True:
             try:
