@@ -1,8 +1,8 @@
 """The commands of docs/applications.md, in their order, and a place to run them in.
 
-A scenario with Docker hosts runs them for real: in copy_of_project(directory), with `bash -e` and
-the programs of poolkit's environment on PATH. tests/unit/test_applications_page.py runs what needs
-no hosts.
+A scenario with Docker hosts runs them for real: in copy_of_project(directory), with `bash -ec`, the
+programs of poolkit's environment on PATH, and ANSIBLE_CONFIG unset or that of the copy.
+tests/unit/test_applications_page.py runs what needs no hosts.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": f"{programs}:{PROGRAMS}:{os.environ['PATH']}",
+        "ANSIBLE_CONFIG": str(tmp_path / "poolkit/ansible.cfg"),
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "1",
     }
