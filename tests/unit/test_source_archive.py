@@ -194,6 +194,18 @@ def test_requirements_of_the_controller(
     assert contents(done["archive"])["requirements.txt"] == b"gunicorn==1\n"
 
 
+def test_paths_begin_at_home(
+    source: Path,
+    pack_source: Callable[..., dict],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "own.txt").write_text("gunicorn==1\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = pack_source(source="~/shop", requirements="~/own.txt")
+    assert contents(done["archive"])["requirements.txt"] == b"gunicorn==1\n"
+
+
 def test_excluded_requirements_are_in_the_archive(
     source: Path, pack_source: Callable[..., dict]
 ) -> None:

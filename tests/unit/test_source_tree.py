@@ -153,9 +153,10 @@ def test_known_commit_needs_no_network(repository: Path, tmp_path: Path) -> None
 
 
 def test_commit_of_a_detached_shallow_checkout(repository: Path, tmp_path: Path) -> None:
-    """What a CI runner has: one commit, on no branch."""
+    """What a CI runner has: a short history, and a commit on no branch."""
     checkout = tmp_path / "checkout"
     git(tmp_path, "clone", "-q", "--depth=1", f"file://{repository}", str(checkout))
+    assert text_of(str(checkout), "main", tmp_path / "git")[0] == "two"
     git(checkout, "checkout", "-q", "--detach")
     commit_id = commit(checkout, "five")
     assert text_of(str(checkout), commit_id, tmp_path / "git") == ("five", commit_id)
@@ -177,6 +178,7 @@ def test_nothing_of_a_repository_runs(
     assert text_of(f"file://{repository}", "", tmp_path / "git")[0] == "two"
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "objects").exists()
+    assert not list((tmp_path / "git").rglob("hooks"))
 
 
 def test_hosts_of_a_play_share_the_mirror(repository: Path, tmp_path: Path) -> None:
@@ -201,6 +203,16 @@ def test_module_packs_a_revision(
     assert files["app.py"] == b"one"
     assert not [name for name in files if name.startswith(".git")]
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["archives", "git"]
+
+
+def test_errors_name_the_repository_and_not_its_copy(
+    repository: Path, pack_source: Callable[..., dict]
+) -> None:
+    (repository / "settings.py").symlink_to("missing.py")
+    commit_id = commit(repository, "linked")
+    error = pack_source(source=str(repository), revision="main")["msg"]
+    assert f"{repository} at {commit_id[:12]}/settings.py" in error
+    assert "poolkit-source-" not in error
 
 
 @pytest.mark.parametrize(
@@ -301,6 +313,10 @@ def test_password_reaches_git_and_nothing_else(
     server: tuple[str, list[str]], pack_source: Callable[..., dict], tmp_path: Path
 ) -> None:
     address, seen = server
+    helper = tmp_path / "helper"
+    helper.write_text("#!/bin/sh\necho username=other; echo password=other\n")
+    helper.chmod(0o755)
+    (tmp_path / "gitconfig").write_text(f"[credential]\nhelper = {helper}\n")
     done = pack_source(source=f"http://me:{URL_PASSWORD}@{address}/", revision="main")
     assert contents(done["archive"])["app.py"] == b"two"
     assert done["invocation"]["module_args"]["source"] == f"http://{address}/"
@@ -314,12 +330,24 @@ def test_password_reaches_git_and_nothing_else(
 
 @pytest.mark.parametrize("user", ["me:s3cret-wrong@", "s3cret-token@", "s3cret-token:@", ""])
 def test_refused_password_is_not_shown_and_not_asked_for(
-    server: tuple[str, list[str]], pack_source: Callable[..., dict], user: str
+    server: tuple[str, list[str]],
+    pack_source: Callable[..., dict],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    user: str,
 ) -> None:
+    window = tmp_path / "window"
+    window.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n")
+    window.chmod(0o755)
+    monkeypatch.setenv("GIT_ASKPASS", str(window))
+    monkeypatch.setenv("SSH_ASKPASS", str(window))
     done = pack_source(source=f"http://{user}{server[0]}/", revision="main")
     assert done["failed"] is True
     assert f"app_source: git cannot fetch http://{server[0]}/" in done["msg"]
     assert "s3cret" not in str(done)
+    assert not (tmp_path / "asked").exists()
+    if not user:
+        assert "terminal prompts disabled" in done["msg"]
 
 
 @pytest.mark.parametrize(
@@ -465,9 +493,8 @@ def test_module_packs_an_sdist(tmp_path: Path, pack_source: Callable[..., dict])
         ([member("a/x", tarfile.LNKTYPE, "a/none")], "cannot be unpacked"),
         (
             [
-                member("a/d/e", tarfile.DIRTYPE),
-                member("a/l", tarfile.SYMTYPE, "d/e"),
-                member("a/m", tarfile.SYMTYPE, "l/../../../../x"),
+                member("a/d/e/up", tarfile.SYMTYPE, "../.."),
+                member("a/m", tarfile.SYMTYPE, "d/e/up/../../x"),
             ],
             "the link a/m, which leads out",
         ),
