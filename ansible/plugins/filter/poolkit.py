@@ -10,6 +10,7 @@ import base64
 import difflib
 import hashlib
 import hmac
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -497,6 +498,27 @@ def database_roles(apps: Iterable[Mapping[str, Any]], seed: str) -> dict[str, di
     return roles
 
 
+def changed_settings(
+    results: Iterable[Mapping[str, Any]], apps: Iterable[Mapping[str, Any]]
+) -> list[str]:
+    """Return the databases whose application's user has other settings than before the grants.
+
+    results: of database.yml's loop over the names of apps, each with the rows of
+    access_snapshot.sql before and after; one that was skipped has none.
+    """
+    by_name = {app["name"]: app for app in apps}
+    changed = []
+    for result in results:
+        app = by_name.get(result.get("item"))
+        if app is None or "query_all_results" not in result:
+            continue
+        snapshots = (result["query_all_results"][index][0]["settings"] for index in (0, -1))
+        before, after = (json.loads(text).get(app["user"]) for text in snapshots)
+        if before != after:
+            changed.append(app["database"])
+    return changed
+
+
 RESERVED_NAMES = ("all", "pgbouncer", "pgbouncer_auth", "pgbouncer-exporter")
 """A keyword of access rules, the console and its user, and the roles that poolkit makes."""
 
@@ -614,6 +636,7 @@ class FilterModule:
             for function in (
                 applications,
                 auth_query_roles,
+                changed_settings,
                 connstr_quote,
                 database_roles,
                 env_file_quote,

@@ -3,12 +3,14 @@ SELECT (
         SELECT 'database ' || datname || ' ' || coalesce(datacl::text, '') AS acl
         FROM pg_catalog.pg_database WHERE datname = current_database()
         UNION ALL
-        SELECT 'schema ' || coalesce(nspacl::text, '') FROM pg_catalog.pg_namespace WHERE nspname = 'public'
+        SELECT 'schema ' || nspname || ' ' || nspowner || ' ' || coalesce(nspacl::text, '')
+        FROM pg_catalog.pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
         UNION ALL
-        SELECT 'relation ' || relname || ' ' || coalesce(relacl::text, '')
-        FROM pg_catalog.pg_class WHERE relnamespace = 'public'::regnamespace
+        SELECT 'relation ' || nspname || '.' || relname || ' ' || coalesce(relacl::text, '')
+        FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
+        WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
         UNION ALL
-        SELECT 'default ' || defaclrole || defaclobjtype::text || ' ' || defaclacl::text
+        SELECT 'default ' || defaclrole || ' ' || defaclnamespace || defaclobjtype::text || ' ' || defaclacl::text
         FROM pg_catalog.pg_default_acl
         UNION ALL
         SELECT 'setting ' || setrole || ' ' || setconfig::text FROM pg_catalog.pg_db_role_setting
@@ -19,4 +21,8 @@ SELECT (
         SELECT 'lookup ' || pg_get_functiondef(oid) || coalesce(proacl::text, '') FROM pg_catalog.pg_proc
         WHERE pronamespace = to_regnamespace('poolkit') AND proname = 'pooler_login'
     ) AS every_acl
-) AS access, has_schema_privilege('public', 'public', 'CREATE') AS everybody_may_create
+) AS access, (
+    SELECT coalesce(json_object_agg(pg_get_userbyid(setrole), setconfig), '{}')::text
+    FROM pg_catalog.pg_db_role_setting JOIN pg_catalog.pg_database ON pg_database.oid = setdatabase
+    WHERE datname = current_database()
+) AS settings, has_schema_privilege('public', 'public', 'CREATE') AS everybody_may_create
