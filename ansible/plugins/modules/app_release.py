@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fcntl
 import http.client
 import json
@@ -24,6 +23,7 @@ from ansible.module_utils.service_state import (
     systemctl,
     timestamp,
 )
+from ansible.module_utils.text_files import difference, read, write
 
 DOCUMENTATION = r"""
 ---
@@ -157,28 +157,6 @@ def ask(
         connection.request("GET", path, headers={**headers, "Connection": "close"})
         answer = connection.getresponse()
         return answer.status, answer.read(4000).decode(errors="replace")
-
-
-def read(path: Path) -> str | None:
-    """Return a file's text, or None where there is none."""
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        return None
-
-
-def write(path: Path, content: str, mode: int) -> None:
-    """Replace a file at once: a reader sees the old text or the new one, and never another mode."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        partial.unlink()
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as stream:
-        os.fchmod(stream.fileno(), mode)
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
 
 
 def point(link: Path, target: str | None) -> None:
@@ -477,26 +455,6 @@ def lock(path: Path, seconds: int) -> Iterator[None]:
         yield
 
 
-def differences(application: Application, public: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Return --diff's parts: the text of files without secrets, a note for the others."""
-    parts = []
-    for file in public:
-        before = read(Path(file["path"])) or ""
-        if before != file["content"]:
-            text = difflib.unified_diff(
-                before.splitlines(True),
-                file["content"].splitlines(True),
-                f"before: {file['path']}",
-                f"after: {file['path']}",
-            )
-            parts.append({"prepared": "".join(text)})
-    hidden = set(application.wanted) - {Path(file["path"]) for file in public}
-    for path in sorted(hidden):
-        if read(path) != application.wanted[path]:
-            parts.append({"prepared": f"{path} differs (its content is secret)\n"})
-    return parts
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -543,7 +501,9 @@ def main() -> None:
                 raise Refused(f"there is no release {release} in {application.root}/releases")
             reasons = application.reasons(release)
             result = {"release": release, "previous": before, "reasons": reasons}
-            result["diff"] = differences(application, module.params["files"])
+            public = {Path(file["path"]) for file in module.params["files"]}
+            texts = (difference(p, t, p not in public) for p, t in application.wanted.items())
+            result["diff"] = [{"prepared": text} for text in texts if text]
             if reasons and not module.check_mode:
                 result |= application.deploy(release)
                 application.clean(module.params["releases_kept"], release)

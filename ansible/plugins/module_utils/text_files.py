@@ -1,0 +1,59 @@
+"""Text files that are replaced at once, with their owner and mode."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import shutil
+from pathlib import Path
+
+
+def read(path: Path) -> str | None:
+    """Return a file's text, or None where there is none."""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def write(path: Path, content: str, mode: int, owner: str | None = None) -> None:
+    """Replace a file at once: a reader sees the old text or the new one, and never another mode.
+
+    owner: a user, whose group of the same name gets the file as well; None leaves root's.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    if owner:
+        shutil.chown(partial, owner, owner)
+    partial.chmod(mode)
+    partial.replace(path)
+
+
+def difference(path: Path, content: str, secret: bool = False) -> str:
+    """Return the change of a file for --diff, or a note where its content is secret; "" for none."""
+    before = read(path)
+    if before == content:
+        return ""
+    if secret:
+        return f"{path} differs (its content is secret)\n"
+    return "".join(
+        difflib.unified_diff(
+            (before or "").splitlines(True),
+            content.splitlines(True),
+            f"before: {path}",
+            f"after: {path}",
+        )
+    )
+
+
+def same_owner(path: Path, mode: int, owner: str | None) -> bool:
+    """Say whether a path has this mode and owner."""
+    with contextlib.suppress(KeyError, FileNotFoundError):
+        return path.stat().st_mode & 0o7777 == mode and path.owner() == (owner or "root")
+    return False

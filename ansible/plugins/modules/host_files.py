@@ -1,0 +1,89 @@
+#!/usr/bin/python
+"""Put directories and text files on a host, all in one go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.text_files import difference, read, same_owner, write
+
+DOCUMENTATION = r"""
+---
+module: host_files
+short_description: Put directories and text files on a host, all in one go
+description:
+  - Makes directories (root's, 0755) and replaces files whose text, owner or mode differ. A task for
+    each file would take as long again for each.
+options:
+  directories:
+    description: Directories, with their parents.
+    type: list
+    elements: path
+    default: []
+  files:
+    description: Files of root that everybody may read (0644), as a list of {path, content}.
+    type: list
+    elements: dict
+    default: []
+  secret_files:
+    description:
+      - Files that their owner alone may read (0600, 0400 for another owner than root), as a list of
+        {path, content, owner}. Their content appears in no output.
+    type: list
+    elements: dict
+    default: []
+"""
+
+EXAMPLES = r"""
+- name: Put the files there
+  host_files:
+    files: [{path: /etc/poolkit/shop/pg_service.conf, content: "[shop]"}]
+    secret_files: [{path: /etc/poolkit/shop/pgpass, content: "{{ secret }}", owner: shop}]
+"""
+
+RETURN = r"""
+paths:
+  description: What was made or replaced, or would be in check mode.
+  type: list
+  elements: str
+  returned: success
+"""
+
+
+def main() -> None:
+    secret = {
+        "path": {"type": "path", "required": True},
+        "content": {"type": "str", "required": True, "no_log": True},
+        "owner": {"type": "str"},
+    }
+    module = AnsibleModule(
+        argument_spec={
+            "directories": {"type": "list", "elements": "path", "default": []},
+            "files": {"type": "list", "elements": "dict", "default": []},
+            "secret_files": {"type": "list", "elements": "dict", "default": [], "options": secret},
+        },
+        supports_check_mode=True,
+    )
+    paths, shown = [], []
+    for name in module.params["directories"]:
+        if not Path(name).is_dir():
+            paths.append(name)
+            if not module.check_mode:
+                Path(name).mkdir(mode=0o755, parents=True)
+    wanted = [(file, 0o644, None, False) for file in module.params["files"]]
+    for file in module.params["secret_files"]:
+        wanted.append((file, 0o400 if file["owner"] else 0o600, file["owner"], True))
+    for file, mode, owner, hidden in wanted:
+        path = Path(file["path"])
+        if read(path) == file["content"] and same_owner(path, mode, owner):
+            continue
+        paths.append(str(path))
+        shown.append({"prepared": difference(path, file["content"], hidden)})
+        if not module.check_mode:
+            write(path, file["content"], mode, owner)
+    module.exit_json(changed=bool(paths), paths=paths, diff=shown)
+
+
+if __name__ == "__main__":
+    main()
