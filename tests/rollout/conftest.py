@@ -1,0 +1,148 @@
+"""Fixtures of the tests of releases: an application on two hosts, for each framework."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from fleet import ROOT, ansible, connect, resolve
+from testinfra.host import Host
+from traffic import Traffic
+
+
+PORTS = {"django": 8000, "fastapi": 8001, "flask": 8002}
+"""app_port in molecule/rollout/inventory/group_vars/applications.yml."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a playbook printed."""
+
+    code: int
+    output: str
+    changed: dict[str, int]
+    """How many tasks changed something, by host."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One application on its hosts."""
+
+    framework: str
+    hosts: dict[str, Host]
+    urls: dict[str, str]
+
+    def play(self, *playbooks: str, **variables: object) -> Run:
+        """Run playbooks with extra variables."""
+        environment = {"POOLKIT_FRAMEWORK": self.framework}
+        done = ansible("ansible-playbook", *playbooks, "-e", json.dumps(variables), **environment)
+        counts = re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", done.stdout, re.MULTILINE)
+        return Run(
+            done.returncode,
+            re.sub(r"\s+", " ", done.stdout + done.stderr),
+            {host: int(count) for host, count in counts},
+        )
+
+    def deploy(self, source: Path | None = None, **variables: object) -> Run:
+        if source:
+            variables["app_source"] = str(source)
+        return self.play("ansible/playbooks/app.yml", **variables)
+
+    def traffic(self, **parameters: float) -> Traffic:
+        return Traffic(list(self.urls.values()), **parameters)
+
+    def readiness(self) -> dict[str, dict]:
+        return {
+            host: httpx.get(f"{url}/readyz", timeout=10).json() for host, url in self.urls.items()
+        }
+
+    def releases(self) -> set[str]:
+        """Return the releases that serve, by what /readyz says."""
+        return {answer["version"] for answer in self.readiness().values()}
+
+    def starts(self) -> dict[str, str]:
+        """Return when the service of each host was started."""
+        command = f"systemctl show -P ExecMainStartTimestampMonotonic {self.framework}"
+        return {name: host.check_output(command) for name, host in self.hosts.items()}
+
+    def rows(self, sql: str, service: str = "") -> list[str]:
+        """Return the rows of a query of the owner, directly."""
+        folder = f"/etc/poolkit/{self.framework}"
+        return (
+            self.hosts["web1"]
+            .check_output(
+                f"PGSERVICEFILE={folder}/pg_service.conf PGPASSFILE={folder}/migrate.pgpass "
+                "psql -XAtqc %s %s",
+                *(sql, f"service={service or self.framework + '_owner'}"),
+            )
+            .splitlines()
+        )
+
+    def assert_nothing_lost(self, traffic: Traffic) -> None:
+        """Each acknowledged item is there once, and no request failed."""
+        assert traffic.failures == []
+        (counts,) = self.rows(
+            f"SELECT count(*), count(DISTINCT key) FROM items WHERE key LIKE '{traffic.run}-%'"
+        )
+        assert counts == f"{len(traffic.keys)}|{len(traffic.keys)}"
+        print(
+            f"{self.framework}: {traffic.requests} requests, 0 failed, {len(traffic.keys)} rows, "
+            f"slowest {traffic.slowest_seconds:.2f} s"
+        )
+
+
+@pytest.fixture(scope="session")
+def sites() -> Callable[[str], Site]:
+    """Return an application by its framework, deployed at its first use."""
+    known: dict[str, Site] = {}
+
+    def site(framework: str) -> Site:
+        if framework not in known:
+            facts = resolve(
+                "applications",
+                connection="ansible_connection",
+                container="ansible_host",
+                address="private_address",
+            )
+            known[framework] = Site(
+                framework,
+                {host: connect(host, f["connection"], f["container"]) for host, f in facts.items()},
+                {host: f"http://{f['address']}:{PORTS[framework]}" for host, f in facts.items()},
+            )
+            run = known[framework].play("site.yml")
+            assert run.code == 0, run.output[-3000:]
+        return known[framework]
+
+    return site
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Callable[..., Path]:
+    """Return the source of a new release: an example with some of its files changed."""
+
+    def make(framework: str, name: str, edits: dict[str, Callable[[str], str]]) -> Path:
+        source = tmp_path / name
+        shutil.copytree(ROOT / "examples" / framework, source)
+        (source / "RELEASE").write_text(name)
+        for file, edit in edits.items():
+            path = source / file
+            path.write_text(edit(path.read_text() if path.exists() else ""))
+        return source
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _blank_line(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Show the figures that a test prints, also when it passes."""
+    yield
+    with capsys.disabled():
+        text = capsys.readouterr().out
+        if text:
+            print("\n" + text, end="")
