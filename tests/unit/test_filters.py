@@ -501,6 +501,15 @@ def test_database_of_a_platform_is_not_ours() -> None:
     assert poolkit.hba_rules([], facts, alone, "") == []
 
 
+def test_user_list_of_a_pooler_without_applications_is_no_empty_file() -> None:
+    """Ansible makes None of an empty template, which pgbouncer_config would take for no file."""
+    template = ROOT / "roles/pgbouncer/templates/etc/pgbouncer/userlist.txt.j2"
+    environment = NativeEnvironment(trim_blocks=True)
+    environment.filters.update(poolkit.FilterModule().filters())
+    text = environment.from_string(template.read_text()).render(pgbouncer_applications=[])
+    assert text.startswith("; ")
+
+
 def test_tier_knows_which_hosts_may_come() -> None:
     shop, blog = poolkit.applications(mixed(), MIXED)
     assert shop["clients"] == {"web1": ["web1"], "pool1": ["web2"], "pool2": ["web2"]}
