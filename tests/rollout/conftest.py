@@ -15,7 +15,6 @@ from fleet import ROOT, ansible, connect, resolve
 from testinfra.host import Host
 from traffic import Traffic
 
-
 PORTS = {"django": 8000, "fastapi": 8001, "flask": 8002}
 """app_port in molecule/rollout/inventory/group_vars/applications.yml."""
 

@@ -12,7 +12,7 @@ import httpx
 class Traffic:
     """A number of clients of an application's hosts, as a context manager.
 
-    Each takes the hosts in turn: it adds an item with a key of its own (POST /items), then reads one
+    Each takes the hosts in turn: it adds an item with a key of its own (POST /items), then reads a
     row (GET /ping-db). Half keep their HTTP connections, half make a new one for each request.
     Nothing is tried again: an error of the connection and an answer other than the right one count.
     Afterwards: requests, failures (messages), keys (of the items that the application acknowledged)
