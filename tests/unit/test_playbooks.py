@@ -40,9 +40,10 @@ def role_sees(
 ) -> list[dict[str, list]]:
     """Return variables as a role sees them on each host: its defaults, and the play's vars.
 
-    One dict for each batch of hosts, in the order of the play.
+    One dict for each batch of hosts, in the order of the playbook's last play.
     """
-    (play,) = yaml.safe_load((ROOT / f"ansible/playbooks/{playbook}.yml").read_text())
+    *others, play = yaml.safe_load((ROOT / f"ansible/playbooks/{playbook}.yml").read_text())
+    play.setdefault("roles", [role])  # where its tasks include a part of the role
     (tmp_path / f"roles/{role}/tasks").mkdir(parents=True)
     (tmp_path / f"roles/{role}/defaults").symlink_to(ROOT / f"roles/{role}/defaults")
     names = ", ".join(variables)
@@ -50,7 +51,7 @@ def role_sees(
     (tmp_path / f"roles/{role}/tasks/main.yml").write_text(yaml.safe_dump([task]))
     keys = {"hosts", "serial", "vars", "roles"}
     short = {**{key: play[key] for key in keys & play.keys()}, "gather_facts": False}
-    (tmp_path / "play.yml").write_text(yaml.safe_dump([short]))
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([*others, short]))
     (tmp_path / "hosts.yml").write_text(inventory)
     programs = Path(sys.executable).parent
     run = subprocess.run(
@@ -68,7 +69,7 @@ def role_sees(
     assert run.returncode == 0, run.stdout + run.stderr
     return [
         {host: result["msg"] for host, result in batch["tasks"][0]["hosts"].items()}
-        for batch in json.loads(run.stdout)["plays"]
+        for batch in json.loads(run.stdout)["plays"][len(others) :]
     ]
 
 
@@ -96,15 +97,38 @@ def test_poolers_beside_applications_are_changed_at_once(tmp_path: Path) -> None
     assert sorted(batch) == ["web1", "web2", "web3"]
 
 
+POOLERS = {
+    "web1": [{"host": "192.0.2.11", "port": 6433}, {"host": "192.0.2.12", "port": 6432}],
+    "web2": [{"host": "127.0.0.1", "port": 6432}],
+    "web3": [{"host": "balancer", "port": 1}],
+}
+
+
 def test_applications_get_their_poolers(tmp_path: Path) -> None:
-    pool1, pool2 = {"host": "192.0.2.11", "port": 6433}, {"host": "192.0.2.12", "port": 6432}
-    assert role_sees(tmp_path, "app", "app", "app_poolers") == [
-        {
-            "web1": [[pool1, pool2]],
-            "web2": [[{"host": "127.0.0.1", "port": 6432}]],
-            "web3": [[{"host": "balancer", "port": 1}]],
-        }
-    ]
+    (seen,) = role_sees(tmp_path, "build", "app", "app_poolers", "pooler_query_wait_timeout")
+    assert seen == {host: [poolers, 10] for host, poolers in POOLERS.items()}
+
+
+def test_hosts_change_in_batches_of_each_application(tmp_path: Path) -> None:
+    seen = role_sees(tmp_path, "rollback", "app", "app_poolers")
+    assert [sorted(batch) for batch in seen] == [["web1", "web3"], ["web2"]]
+    assert seen[0] | seen[1] == {host: [poolers] for host, poolers in POOLERS.items()}
+
+
+def test_every_way_to_change_an_application_has_the_same_variables() -> None:
+    """What the tests above see of two playbooks holds for the plays of the others."""
+
+    def plays(name: str) -> list[dict]:
+        text = (ROOT / f"ansible/playbooks/{name}.yml").read_text()
+        return [play for play in yaml.safe_load(text) if "hosts" in play]
+
+    before, serve, after = plays("app")
+    _, back = plays("rollback")
+    (migrate,) = plays("migrate")
+    assert (serve["hosts"], serve["serial"]) == (back["hosts"], back["serial"])
+    for play in (before, serve, after, migrate):
+        assert play["vars"] == back["vars"]
+    assert serve["max_fail_percentage"] == back["max_fail_percentage"] == 0
 
 
 def test_the_plan_comes_before_anything_changes() -> None:
