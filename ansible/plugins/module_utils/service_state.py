@@ -36,4 +36,5 @@ def log_end(unit: str, lines: int = 20, since: float = 0.0) -> str:
     """Return the last lines of a unit's log, written after a moment (seconds since the epoch)."""
     command = ["journalctl", "-u", unit, "-n", str(lines), "-o", "cat", "--no-pager"]
     command += [f"--since=@{since:.3f}"] if since else []
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    return done.stdout.strip()

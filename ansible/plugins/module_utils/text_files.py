@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def read(path: Path) -> str | None:
-    """Return a file's text, or None where there is none."""
+    """Return a file's text, or None where there is none; write() gives back the same bytes."""
     try:
-        return path.read_text()
+        return path.read_bytes().decode(errors="surrogateescape")
     except FileNotFoundError:
         return None
 
@@ -25,18 +25,23 @@ def write(path: Path, content: str, mode: int, owner: str | None = None) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    if owner:
-        shutil.chown(partial, owner, owner)
-    partial.chmod(mode)
-    partial.replace(path)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content.encode(errors="surrogateescape"))
+            stream.flush()
+            os.fsync(stream.fileno())
+        if owner:
+            shutil.chown(partial, owner, owner)
+        partial.chmod(mode)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def difference(path: Path, content: str, secret: bool = False) -> str:
-    """Return the change of a file for --diff, or a note where its content is secret; "" for none."""
+    """Return the change of a file for --diff, a note where its content is secret; "" for none."""
     before = read(path)
     if before == content:
         return ""

@@ -7,9 +7,11 @@ import hashlib
 import re
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.secret_values import hide, of_environment, of_url
 
 try:
     import psycopg2
@@ -28,6 +30,8 @@ description:
     login itself, with a process id of its own making; PostgreSQL's is that of the process which
     runs the queries.
   - The commands run as an unprivileged user in a systemd unit of their own, NAME-migrate.service.
+    Their words arrive as they are given - systemd expands no variable in them.
+  - The output comes without the password of the connection and the values of environment files.
   - Check mode runs the command that lists what is pending, and nothing else.
 options:
   name:
@@ -122,18 +126,37 @@ def pending_migrations(output: str, pattern: str) -> list[str]:
 def systemd_run(
     name: str, properties: list[str], environment: dict[str, str], command: list[str]
 ) -> list[str]:
-    """Return the command that runs another one in its own unit and waits for it."""
+    """Return the command that runs another one in its own unit and waits for it.
+
+    systemd would put variables of the unit into the command, as in ExecStart=; a doubled `$` is a
+    literal one in every version. `%` is no specifier there.
+    """
+    literal = [word.replace("$", "$$") for word in command]
     return [
         *("systemd-run", "--quiet", "--pipe", "--wait", "--collect"),
         *(f"--unit={name}-migrate", f"--description=Migrations of {name}"),
         *(f"--property={line}" for line in properties),
         *(f"--setenv={key}={value}" for key, value in environment.items()),
-        *("/usr/bin/env", *command),  # finds the command on the PATH of its environment
+        *("/usr/bin/env", *literal),  # finds the command on the PATH of its environment
     ]
 
 
+def secrets(conninfo: str, properties: list[str]) -> set[str]:
+    """Return what must not appear in an output: the password, values of environment files."""
+    found = of_url(conninfo)
+    for line in properties:
+        name, _, path = line.partition("=")
+        if name == "EnvironmentFile" and Path(path).is_file():
+            found |= of_environment(Path(path).read_text())
+    return found
+
+
 def connect(conninfo: str) -> Any:
-    """Return a connection that is PostgreSQL's own; raises Refused."""
+    """Return a connection that is PostgreSQL's own; raises Refused.
+
+    conninfo: a URI, which may name a driver as SQLAlchemy's URLs do (postgresql+asyncpg://).
+    """
+    conninfo = re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", conninfo)
     try:
         connection = psycopg2.connect(conninfo, keepalives_idle=60, application_name="poolkit")
         connection.autocommit = True
@@ -145,9 +168,9 @@ def connect(conninfo: str) -> Any:
     if connection.info.backend_pid != pid:
         raise Refused(
             "the connection for migrations goes through a pooler (process "
-            f"{connection.info.backend_pid} answered the login, {pid} the query): give PostgreSQL's "
-            "own address as database_host and database_port (app_database_direct_url with the "
-            "strategy managed)"
+            f"{connection.info.backend_pid} answered the login, {pid} the query): give "
+            "PostgreSQL's own address as database_host and database_port "
+            "(app_database_direct_url with the strategy managed)"
         )
     return connection
 
@@ -199,12 +222,13 @@ def main() -> None:
     if psycopg2 is None:
         module.fail_json(msg="python3-psycopg2 is missing on this host")
     printed: list[str] = []
+    hidden = secrets(given["conninfo"], given["properties"])
 
     def run(step: str) -> str:
         if not given[step]:
             return ""
         command = systemd_run(given["name"], given["properties"], given["environment"], given[step])
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         text = "\n".join(part.strip() for part in (done.stdout, done.stderr) if part.strip())
         if step != "pending":
             printed.append(text)
@@ -227,15 +251,16 @@ def main() -> None:
                 run(step)
             if given["pending"] and (left := pending()):
                 raise Refused(f"still pending after the migrations: {', '.join(left)}")
-    except Refused as error:
-        module.fail_json(msg=str(error), output="\n".join(printed))
+    except (Refused, psycopg2.Error) as error:
+        said = f"PostgreSQL: {error}" if isinstance(error, psycopg2.Error) else str(error)
+        module.fail_json(msg=hide(said, hidden), output=hide("\n".join(printed), hidden))
     finally:
         if connection is not None:
             connection.close()  # and with it goes the lock
     module.exit_json(
         changed=bool(found),
         pending=found,
-        output="\n".join(printed),
+        output=hide("\n".join(printed), hidden),
         waited_seconds=round(waited, 1),
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.secret_values import hide, of_environment
 from ansible.module_utils.service_state import (
     log_end,
     newer_than,
@@ -32,11 +33,13 @@ short_description: Make an application serve a release, as one transaction
 description:
   - Tries the release with the new files on a private unix socket, with one worker, while the old
     one goes on serving; only then swaps the files and the link `current`, restarts the service and
-    asks it again. When that fails, the old files and the old release are put back and asked as well.
+    asks it again. When that fails, the old files and release are put back and asked as well.
   - The listening socket is systemd's, so no connection is refused. While the service restarts, the
     unit NAME-next.service stands in for it with one worker on the same socket.
   - Nothing is done where the service runs this release with these files; the times on the host
     decide, so a run that was interrupted is caught up. A swap that was interrupted is undone first.
+  - Where a message quotes the log, the values of the application's environment are left out.
+  - Check mode changes nothing, and does not wait for another run either.
   - Two runs at once on a host wait for each other.
 options:
   name:
@@ -63,12 +66,14 @@ options:
     elements: dict
     default: []
   secret_files:
-    description: Files that root alone may read; their content appears in no output.
+    description:
+      - Files that root alone may read, as a list of {path, content}; their content appears in no
+        output.
     type: list
     elements: dict
     default: []
   address:
-    description: Host and port that NAME.socket listens on, as the health check reaches it.
+    description: The {host, port} that NAME.socket listens on, as the health check reaches it.
     type: dict
     required: true
   health_path:
@@ -127,6 +132,7 @@ seconds:
   returned: when something was done
 """
 
+RUN = Path("/run")
 RETRY_SECONDS = 0.1
 ANSWER_SECONDS = 6.0
 """How long one health check may take; the examples' /readyz answers within 5 s."""
@@ -134,6 +140,11 @@ ANSWER_SECONDS = 6.0
 
 class Refused(Exception):
     """The release cannot serve; the message says why."""
+
+
+def explained(error: Exception) -> str:
+    """Return an error as text; one that we did not foresee with its name."""
+    return str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -193,7 +204,7 @@ class Application:
         self.config = Path(parameters["config_directory"])
         self.backup = self.config / ".undo.json"
         self.history_file = self.root / "history"
-        self.stand_in = Path(f"/run/systemd/system/{self.next}.d/stand-in.conf")
+        self.stand_in = RUN / f"systemd/system/{self.next}.d/stand-in.conf"
         self.modes = {
             Path(file["path"]): mode
             for kind, mode in (("files", 0o644), ("secret_files", 0o600))
@@ -205,12 +216,10 @@ class Application:
         }
         self.address = parameters["address"]
         self.path: str = parameters["health_path"]
-        self.headers = {
-            "Host": f"{self.address['host']}:{self.address['port']}",
-            **{name: str(value) for name, value in parameters["health_headers"].items()},
-        }
+        self.headers = {name: str(value) for name, value in parameters["health_headers"].items()}
+        if "host" not in map(str.lower, self.headers):
+            self.headers["Host"] = f"{self.address['host']}:{self.address['port']}"
         self.timeout: int = parameters["health_timeout_seconds"]
-        self.new_socket = False
 
     # What is there.
 
@@ -228,9 +237,31 @@ class Application:
     def active(self, unit: str) -> bool:
         return properties(unit, "ActiveState").get("ActiveState") in ("active", "reloading")
 
+    def secrets(self) -> set[str]:
+        """Return the values of the application's environment, the old one and the new one."""
+        path = self.config / "app.env"
+        texts = (read(path), self.wanted.get(path))
+        return set().union(*(of_environment(text) for text in texts if text))
+
+    def differing(self) -> list[Path]:
+        """Return the files whose text or mode is not the wanted one."""
+        return [
+            path
+            for path, text in self.wanted.items()
+            if read(path) != text or path.stat().st_mode & 0o7777 != self.modes[path]
+        ]
+
+    def stale_socket(self) -> bool:
+        """Say whether systemd does not listen, or not yet as the socket's unit says."""
+        state = properties(self.socket, "ActiveState,ActiveEnterTimestamp,FragmentPath")
+        if state.get("ActiveState") != "active":
+            return True
+        started = timestamp(state.get("ActiveEnterTimestamp", ""))
+        return bool(newer_than([state.get("FragmentPath", "")], started))
+
     def reasons(self, release: str) -> list[str]:
         """Return why the service does not yet run this release with these files."""
-        found = [f"{path} differs" for path, text in self.wanted.items() if read(path) != text]
+        found = [f"{path} differs" for path in self.differing()]
         if self.current() != release:
             found.append(f"{self.current() or 'no release'} serves")
         state = properties(self.service, "ActiveState,UnitFileState,ActiveEnterTimestamp")
@@ -268,7 +299,7 @@ class Application:
         """Ask a unit until it is ready and return its answer; raises Refused with its log."""
         since = time.time() - self.timeout
         deadline = time.monotonic() + self.timeout
-        private = Path("/run") / unit.removesuffix(".service") / "http.sock"
+        private = RUN / unit.removesuffix(".service") / "http.sock"
         said = "no answer"
         while time.monotonic() < deadline:
             try:
@@ -294,20 +325,20 @@ class Application:
     def wait_for_worker(self, unit: str) -> None:
         """Wait until a worker of the unit takes requests: gunicorn.conf.py leaves a file then."""
         deadline = time.monotonic() + self.timeout
-        mark = Path("/run") / unit.removesuffix(".service") / "ready"
+        mark = RUN / unit.removesuffix(".service") / "ready"
         while not mark.exists():
             if time.monotonic() > deadline or not self.active(unit):
                 raise Refused(f"{unit} does not start: {log_end(unit)}")
             time.sleep(RETRY_SECONDS)
 
-    def try_out(self, release: str) -> str:
-        """Run the release with the new files on a private socket; return what it answers."""
+    def try_out(self, release: str) -> None:
+        """Run the release with the new files on a private socket until it is ready."""
         stage = self.config / "next"
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(mode=0o755)
         for name in ("app.env", "gunicorn.conf.py"):
             path = self.config / name
-            text = self.wanted.get(path) or read(path) or ""
+            text = self.wanted[path] if path in self.wanted else read(path) or ""
             write(stage / name, text, self.modes.get(path, 0o600 if name == "app.env" else 0o644))
         point(self.root / "next", f"releases/{release}")
         unit = next((path for path in self.wanted if path.name == self.next), None)
@@ -316,7 +347,7 @@ class Application:
         self.stand_in.unlink(missing_ok=True)
         self.systemctl("daemon-reload")
         self.systemctl("restart", self.next)
-        return self.wait_until_ready(self.next)
+        self.wait_until_ready(self.next)
 
     def stand_in_for_the_service(self) -> None:
         """Let the tried release take requests with one worker while the service restarts."""
@@ -327,8 +358,7 @@ class Application:
 
     def forget_trial(self) -> None:
         """End the trial or stand-in, and remove what it left."""
-        if self.active(self.next):
-            systemctl("stop", self.next)
+        systemctl("stop", self.next)
         systemctl("reset-failed", self.next)
         self.stand_in.unlink(missing_ok=True)
         (self.root / "next").unlink(missing_ok=True)
@@ -336,18 +366,26 @@ class Application:
 
     def remember(self) -> None:
         """Write down the files and the release that serve, for undo(): also of a later run."""
-        files = {str(path): read(path) for path in self.wanted}
+        files = {
+            str(path): {"text": read(path), "mode": path.stat().st_mode & 0o7777}
+            if path.exists()
+            else None
+            for path in self.wanted
+        }
         write(self.backup, json.dumps({"files": files, "release": self.current()}), 0o600)
 
     def undo(self) -> str | None:
         """Put the files and the release back that remember() wrote down; return that release."""
         old = json.loads(self.backup.read_text())
-        for name, text in old["files"].items():
+        if self.current() and not old["release"]:
+            # While the units are there: systemctl knows no others.
+            systemctl("disable", "--now", "--quiet", self.socket, self.service)
+        for name, file in old["files"].items():
             path = Path(name)
-            if text is None:
+            if file is None:
                 path.unlink(missing_ok=True)
-            elif read(path) != text:
-                write(path, text, self.modes.get(path, 0o600))
+            elif read(path) != file["text"] or path.stat().st_mode & 0o7777 != file["mode"]:
+                write(path, file["text"], file["mode"])
         if self.current() != old["release"]:
             release = old["release"]
             point(self.root / "current", f"releases/{release}" if release else None)
@@ -355,30 +393,29 @@ class Application:
         return old["release"]
 
     def swap(self, release: str) -> None:
-        """Write the files and the link; notes whether the listening socket has to be made anew."""
-        changed = [path for path, text in self.wanted.items() if read(path) != text]
-        for path in changed:
+        """Write the files and the link."""
+        for path in self.differing():
             write(path, self.wanted[path], self.modes[path])
         if self.current() != release:
             point(self.root / "current", f"releases/{release}")
-        self.new_socket = any(path.name == self.socket for path in changed) or not self.active(
-            self.socket
-        )
 
     def restart(self) -> None:
         """Restart the service; a changed listening socket with it, which closes connections."""
         self.systemctl("daemon-reload")
         self.systemctl("enable", "--quiet", self.socket, self.service)
-        if self.new_socket:
+        if self.stale_socket():
             self.systemctl("stop", self.socket, self.service)
             self.systemctl("start", self.socket)
         self.systemctl("restart", self.service)
         self.wait_for_worker(self.service)
 
-    def clean(self, number: int, release: str) -> None:
-        """Note the release, and remove old ones and the virtual environments that none uses."""
-        history = [name for name in self.history() if name in self.releases() and name != release]
-        kept = kept_releases([*history, release], number)
+    def clean(self, number: int, before: str | None, release: str) -> None:
+        """Note the release, and remove old ones and the virtual environments that none uses.
+
+        before: the release that served until now, which an interrupted run may not have noted.
+        """
+        history = [name for name in (*self.history(), before, release) if name in self.releases()]
+        kept = kept_releases(history, number)
         write(self.history_file, "\n".join(kept) + "\n", 0o644)
         for name in self.releases() - set(kept):
             shutil.rmtree(self.root / "releases" / name, ignore_errors=True)
@@ -387,53 +424,62 @@ class Application:
             for link in (self.root / "releases").glob("*/.venv")
             if link.is_symlink()
         }
-        for venv in (self.root / "venvs").glob("[!.]*"):
-            if venv.is_dir() and venv.name not in used:
-                shutil.rmtree(venv, ignore_errors=True)
+        with contextlib.suppress(Refused), lock(self.root / "venvs/.lock", 0):
+            # Another deployment builds one while it holds this lock; the next run cleans up then.
+            for venv in (self.root / "venvs").glob("[!.]*"):
+                if venv.is_dir() and venv.name not in used:
+                    shutil.rmtree(venv, ignore_errors=True)
 
     def deploy(self, release: str) -> dict[str, Any]:
         """Try, switch, prove; on failure undo, prove and raise Refused. Return body and seconds."""
         begin = time.monotonic()
-        serving = self.active(self.service) and self.active(self.socket)
-        try:
-            body = self.try_out(release)
-        except Refused as error:
-            self.forget_trial()
-            raise Refused(
-                f"the release {release} was tried out and refused, {self.current() or 'nothing'} "
-                f"goes on serving: {error}"
-            ) from None
-        tried = time.monotonic()
+        serving = self.active(self.service)
         self.remember()
         try:
+            self.try_out(release)
+        except Exception as error:
+            # What cannot be undone now is undone by the next run.
+            with contextlib.suppress(Exception):
+                self.forget_trial()
+            with contextlib.suppress(Exception):
+                self.undo()
+            raise Refused(
+                f"the release {release} was tried out and refused, {self.current() or 'nothing'} "
+                f"goes on serving: {explained(error)}"
+            ) from None
+        tried = time.monotonic()
+        try:
             self.swap(release)
-            if serving and not self.new_socket:
+            if serving and not self.stale_socket():
                 self.stand_in_for_the_service()
             self.restart()
             self.forget_trial()
             body = self.wait_until_ready(self.service)
-        except Refused as error:
-            raise Refused(f"the release {release} failed: {error} {self.go_back()}") from None
+        except Exception as error:
+            why = explained(error)
+            raise Refused(f"the release {release} failed: {why} {self.go_back()}") from None
         self.backup.unlink()
         end = time.monotonic()
         seconds = {"trial": tried - begin, "switch": end - tried, "total": end - begin}
         return {"body": body, "seconds": {key: round(value, 2) for key, value in seconds.items()}}
 
     def go_back(self) -> str:
-        """Serve what served before; return what became of it, as a sentence."""
-        release = self.undo()
+        """Serve what served before; return what became of it, as a sentence. Raises nothing."""
         try:
+            release = self.undo()
+            if release:
+                self.restart()
+            # Before the service is asked: the stand-in would answer in its place.
+            self.forget_trial()
             if not release:
-                systemctl("disable", "--now", "--quiet", self.socket, self.service)
-                systemctl("daemon-reload")
+                self.systemctl("daemon-reload")
                 return "No release served before: the service is stopped."
-            self.restart()
             self.wait_until_ready(self.service)
             return f"The release {release} serves again."
-        except Refused as error:
-            return f"GOING BACK TO {release} FAILED AS WELL: {error}"
-        finally:
-            self.forget_trial()
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                self.forget_trial()
+            return f"GOING BACK FAILED AS WELL: {explained(error)}"
 
 
 @contextlib.contextmanager
@@ -456,23 +502,20 @@ def lock(path: Path, seconds: int) -> Iterator[None]:
 
 
 def main() -> None:
+    os.umask(0o022)  # the service's user reads what this makes; write() knows the secret files
+    file = {"path": {"type": "path", "required": True}}
+    plain = {**file, "content": {"type": "str", "required": True}}
+    secret = {**file, "content": {"type": "str", "required": True, "no_log": True}}
+    address = {"host": {"type": "str", "required": True}, "port": {"type": "int", "required": True}}
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "root": {"type": "path", "required": True},
             "config_directory": {"type": "path", "required": True},
             "release": {"type": "str", "required": True},
-            "files": {"type": "list", "elements": "dict", "default": []},
-            "secret_files": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "path": {"type": "path", "required": True},
-                    "content": {"type": "str", "required": True, "no_log": True},
-                },
-            },
-            "address": {"type": "dict", "required": True},
+            "files": {"type": "list", "elements": "dict", "default": [], "options": plain},
+            "secret_files": {"type": "list", "elements": "dict", "default": [], "options": secret},
+            "address": {"type": "dict", "required": True, "options": address},
             "health_path": {"type": "str", "default": "/readyz"},
             "health_headers": {"type": "dict", "default": {}},
             "health_timeout_seconds": {"type": "int", "default": 30},
@@ -483,11 +526,23 @@ def main() -> None:
     )
     application = Application(module.params)
     release = module.params["release"]
-    if module.check_mode and not application.config.is_dir():
-        module.exit_json(changed=True, release=release, previous=None, reasons=["first deployment"])
+    if not application.config.is_dir():
+        if module.check_mode and release != "previous":
+            reasons = ["first deployment"]
+            module.exit_json(changed=True, release=release, previous=None, reasons=reasons)
+        module.fail_json(
+            msg=f"{application.name}: there is no {application.config} on this host: deploy the "
+            "application first, ansible/playbooks/app.yml"
+        )
+    guard = (
+        contextlib.nullcontext()
+        if module.check_mode
+        else lock(application.config / ".lock", module.params["lock_timeout_seconds"])
+    )
     try:
-        with lock(application.config / ".lock", module.params["lock_timeout_seconds"]):
-            if application.backup.exists() and not module.check_mode:
+        with guard:
+            interrupted = application.backup.exists()
+            if interrupted and not module.check_mode:
                 application.undo()
             before = application.current()
             if release == "previous":
@@ -498,17 +553,22 @@ def main() -> None:
                         "nothing to go back to"
                     )
             elif release not in application.releases() and not module.check_mode:
-                raise Refused(f"there is no release {release} in {application.root}/releases")
-            reasons = application.reasons(release)
+                raise Refused(
+                    f"there is no release {release} in {application.root}/releases: another "
+                    "deployment may have cleaned up, run this again"
+                )
+            reasons = ["an earlier run was interrupted"] if interrupted else []
+            reasons += application.reasons(release)
             result = {"release": release, "previous": before, "reasons": reasons}
             public = {Path(file["path"]) for file in module.params["files"]}
             texts = (difference(p, t, p not in public) for p, t in application.wanted.items())
             result["diff"] = [{"prepared": text} for text in texts if text]
             if reasons and not module.check_mode:
                 result |= application.deploy(release)
-                application.clean(module.params["releases_kept"], release)
-    except Refused as error:
-        module.fail_json(msg=f"{application.name}: {error}")
+                application.clean(module.params["releases_kept"], before, release)
+    except (Refused, OSError) as error:
+        text = hide(explained(error), application.secrets())
+        module.fail_json(msg=f"{application.name}: {text}")
     module.exit_json(changed=bool(reasons), **result)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -52,15 +53,18 @@ paths:
 
 
 def main() -> None:
+    os.umask(0o022)  # the mode of directories, whatever the host's own
+    file = {"path": {"type": "path", "required": True}}
+    plain = {**file, "content": {"type": "str", "required": True}}
     secret = {
-        "path": {"type": "path", "required": True},
+        **file,
         "content": {"type": "str", "required": True, "no_log": True},
         "owner": {"type": "str"},
     }
     module = AnsibleModule(
         argument_spec={
             "directories": {"type": "list", "elements": "path", "default": []},
-            "files": {"type": "list", "elements": "dict", "default": []},
+            "files": {"type": "list", "elements": "dict", "default": [], "options": plain},
             "secret_files": {"type": "list", "elements": "dict", "default": [], "options": secret},
         },
         supports_check_mode=True,
