@@ -105,6 +105,33 @@ def superuser_sql() -> Callable[..., str]:
     return run
 
 
+@pytest.fixture(scope="session")
+def postgres(poolers: dict[str, Pooler]) -> Iterator[tuple[str, int]]:
+    """PostgreSQL itself: where an application's host passes the controller's connections on.
+
+    The server's access rules know the application's hosts and not the controller.
+    """
+    pooler = poolers["trixie1"]
+    server = resolve(pooler.name, address="database_host ~ ':' ~ database_port")[pooler.name]
+    stop = "systemctl stop relay.socket relay.service"
+    pooler.host.run(stop)  # of an interrupted run
+    pooler.host.check_output(
+        f"systemd-run --unit=relay --socket-property=ListenStream={pooler.address}:5433"
+        f" /usr/lib/systemd/systemd-socket-proxyd {server['address']}"
+    )
+    yield pooler.address, 5433
+    pooler.host.check_output(stop)
+
+
+@pytest.fixture(scope="session")
+def owner(postgres: tuple[str, int]) -> Callable[[], psycopg.Connection]:
+    """Connect to PostgreSQL itself as the owner role, as migrations do."""
+    fact = resolve("trixie1", password="app_database_owner_password")["trixie1"]
+    parameters = {"host": postgres[0], "port": postgres[1], "password": fact["password"]}
+    parameters |= {"dbname": "shop", "user": "shop_owner", "connect_timeout": 5}
+    return lambda: psycopg.connect(autocommit=True, **parameters)
+
+
 @pytest.fixture
 def restored(pooler: Pooler) -> Iterator[Pooler]:
     """A pooler that has the inventory's configuration again at the end."""

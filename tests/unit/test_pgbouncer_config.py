@@ -108,6 +108,32 @@ def test_setting_that_a_reload_keeps_needs_a_restart() -> None:
     assert kept(sections, rows(resolv_conf="/old", pool_mode="session")) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "differ"),
+    [
+        (INI, False),
+        (INI.replace("pool_mode = transaction", "pool_mode = session"), True),
+        (INI.replace("pool_mode = transaction\n", ""), True),
+        (INI.replace("dbname=", "pool_mode='session' dbname="), True),
+        (INI.replace("max_user", "pool_mode=session max_user"), True),
+        (INI.replace("pool_size='7'", "pool_size='8'"), False),
+    ],
+    ids=["same", "all", "default", "database", "user", "size"],
+)
+def test_changed_pool_mode_is_noticed(text: str, differ: bool) -> None:
+    differs = pgbouncer_text.pool_modes_differ
+    assert differs(pgbouncer_text.parse_ini(text), rows()) is differ
+
+
+def test_pool_mode_that_is_taken_back_is_noticed() -> None:
+    shown = rows()
+    shown["DATABASES"]["shop"]["pool_mode"] = "session"
+    differs = pgbouncer_text.pool_modes_differ
+    assert differs(pgbouncer_text.parse_ini(INI), shown)
+    every = INI.replace("shop = host", "* = pool_mode=session host")
+    assert not differs(pgbouncer_text.parse_ini(every), shown)
+
+
 def test_changed_names() -> None:
     before = pgbouncer_text.parse_ini(INI)
     after = pgbouncer_text.parse_ini(INI.replace("= 10", "= 11").replace("shop = max", "x = max"))

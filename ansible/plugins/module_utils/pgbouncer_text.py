@@ -211,6 +211,23 @@ def drift(sections: Sections, rows: Rows) -> list[str]:
     return found
 
 
+def pool_modes_differ(sections: Sections, rows: Rows) -> bool:
+    """Tell whether a reload gives a database or user that the process knows another pool_mode.
+
+    PgBouncer resets a server connection when a client of pool mode session leaves it, and only
+    then: one that is in use while the mode changes would hand its session state to the next client.
+    """
+    if sections["pgbouncer"].get("pool_mode", "session") != rows["CONFIG"]["pool_mode"]["value"]:
+        return True
+    for kind in ("databases", "users"):
+        lines = sections.get(kind, {})
+        for name, row in rows[kind.upper()].items():
+            wanted = parse_connstr(lines.get(name, lines.get("*", "")))
+            if name != "pgbouncer" and row.get("pool_mode", "") != wanted.get("pool_mode", ""):
+                return True
+    return False
+
+
 def restart_only(sections: Sections, rows: Rows) -> list[str]:
     """Return the settings that differ in the running process and that a reload cannot change."""
     config = rows["CONFIG"]

@@ -38,6 +38,7 @@ from ansible.module_utils.pgbouncer_text import (
     kept_by_reload,
     parse_connstr,
     parse_ini,
+    pool_modes_differ,
     restart_only,
     trial_config,
     trial_error,
@@ -487,7 +488,8 @@ class Transaction:
             process.control("start")
             return "start"
         try:
-            reasons = self.restart_reasons(process, sections, process.rows())
+            rows = process.rows()
+            reasons = self.restart_reasons(process, sections, rows)
         except Refused as error:
             reasons = [str(error)]
         if not process.has_open_files(self.open_files(files), not self.module.check_mode):
@@ -496,6 +498,8 @@ class Transaction:
             self.reasons = sorted({*self.reasons, *reasons})
             self.replace(process, files)
             return "restart"
+        # Before the reload for those that are in use, after it for those that were made meanwhile.
+        renew = ["RECONNECT"] if pool_modes_differ(sections, rows) else []
         kept = set(sections.get("users", {}))
         earlier = {**self.sections(self.on_disk, 1), **self.sections(others, process.number)}
         known = {*earlier.get("users", {}), *self.sections(self.on_disk, 1).get("users", {})}
@@ -505,9 +509,9 @@ class Transaction:
             text = files[self.config_path]
             lines = "\n".join(f"{user} = {NEUTRAL_USER}" for user in removed)
             self.write({self.config_path: f"[users]\n{lines}\n{text}"})
-            process.ask("RELOAD")
+            process.ask(*renew, "RELOAD")
             self.write({self.config_path: text})
-        process.ask("RELOAD")
+        process.ask(*renew, "RELOAD", *renew)
         if stuck := kept_by_reload(sections, process.rows()):
             self.reasons = sorted({*self.reasons, *stuck})
             self.replace(process, files)
