@@ -66,7 +66,8 @@ def test_strategy(
     run = site.play("ansible/playbooks/app.yml", "--limit=web1", **variables)
     assert run.code == 0, run.output[-3000:]
     assert site.readiness()["web1"]["path"] == path
-    backends = "SELECT pid FROM pg_stat_activity WHERE usename = 'django' AND client_addr = '172.29.218.31'"
+    clients = "usename = 'django' AND client_addr = '172.29.218.31'"
+    backends = f"SELECT pid FROM pg_stat_activity WHERE {clients}"
     if path == "direct":  # without the idle connections of PgBouncer, from before
         backends += f" AND backend_start > '{before}'"
     seen, counts = [], []

@@ -754,6 +754,8 @@ def test_old_releases_go_and_their_environments(serving: Host) -> None:
     """r2 was built and never served; r3 and r4 share an environment."""
     serving.build("r3", venv="shared")
     serving.build("r4", venv="shared")
+    for name in ("r2", "r4"):  # built long ago
+        os.utime(serving.root / "releases" / name, (0, 0))
     serving.deploy("r3", releases_kept=2)
     assert sorted(path.name for path in (serving.root / "releases").iterdir()) == ["r1", "r3"]
     assert sorted(path.name for path in (serving.root / "venvs").glob("[!.]*")) == [

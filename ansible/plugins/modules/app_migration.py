@@ -108,6 +108,23 @@ waited_seconds:
 """
 
 
+HINTS = {
+    "Can't locate revision": (
+        "The database is ahead of this code. To go back to it use ansible/playbooks/rollback.yml, "
+        "or deploy it with -e app_migrations=skip"
+    ),
+    "canceling statement due to lock timeout": (
+        "Another transaction held the lock for longer than app_migration_lock_timeout: run this "
+        "again at a quieter time"
+    ),
+    "canceling statement due to statement timeout": (
+        "A statement took longer than app_migration_statement_timeout: raise it and run "
+        "ansible/playbooks/database.yml first"
+    ),
+}
+"""What to do about words that a migration prints."""
+
+
 class Refused(Exception):
     """The migrations cannot run; the message says why."""
 
@@ -234,7 +251,8 @@ def main() -> None:
             printed.append(text)
         if done.returncode:
             shown = " ".join(given[step])
-            raise Refused(f"{step} ({shown}) failed with exit code {done.returncode}: {text}")
+            hint = next((f". {hint}" for words, hint in HINTS.items() if words in text), "")
+            raise Refused(f"{step} ({shown}) failed with exit code {done.returncode}: {text}{hint}")
         return done.stdout
 
     def pending() -> list[str]:

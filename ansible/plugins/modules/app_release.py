@@ -134,6 +134,22 @@ seconds:
 
 RUN = Path("/run")
 RETRY_SECONDS = 0.1
+UNSERVED_SECONDS = 3600
+"""Age at which a release that was built and never served is removed."""
+HINTS = {
+    "unsupported startup parameter": (
+        "The application asks for a setting in its connection options, which a pooler refuses: "
+        "declare it in app_database_settings and take it out of the options."
+    ),
+    "no more connections allowed": (
+        "The pooler has more clients than max_client_conn: raise it in pgbouncer_settings."
+    ),
+    "too many connections for role": (
+        "PostgreSQL's CONNECTION LIMIT of the role is reached: ansible/playbooks/plan.yml shows "
+        "it, ansible/playbooks/database.yml sets it after a change."
+    ),
+}
+"""What to do about words in an application's log."""
 ANSWER_SECONDS = 6.0
 """How long one health check may take; the examples' /readyz answers within 5 s."""
 
@@ -317,9 +333,11 @@ class Application:
             if unit == self.next and not self.active(unit):
                 break
             time.sleep(RETRY_SECONDS)
+        log = log_end(unit, since=since)
+        hints = [hint for words, hint in HINTS.items() if words in said + log]
         raise Refused(
             f"{self.path} did not answer 200 within {self.timeout} s: {said}. "
-            f"The log of {unit} ends with: {log_end(unit, since=since)}"
+            + " ".join([*hints, f"The log of {unit} ends with: {log}"])
         )
 
     def wait_for_worker(self, unit: str) -> None:
@@ -418,7 +436,10 @@ class Application:
         kept = kept_releases(history, number)
         write(self.history_file, "\n".join(kept) + "\n", 0o644)
         for name in self.releases() - set(kept):
-            shutil.rmtree(self.root / "releases" / name, ignore_errors=True)
+            path = self.root / "releases" / name
+            # A young one that has not served yet may be about to, in another deployment.
+            if name in history or time.time() - path.stat().st_mtime > UNSERVED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
         used = {
             link.readlink().name
             for link in (self.root / "releases").glob("*/.venv")
