@@ -14,7 +14,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
-TEMPLATES = sorted(ROOT.glob("**/templates/**/*.j2"))
+TEMPLATES = sorted(
+    p for top in ("roles", "ansible") for p in (ROOT / top).glob("**/templates/**/*.j2")
+)
 
 
 @pytest.mark.parametrize("role", ROLES)
