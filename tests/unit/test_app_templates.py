@@ -1,0 +1,290 @@
+"""What the role's templates become for each strategy, kind of application and user."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible.module_utils.secret_values import of_environment
+from test_filters import read_docker, read_systemd
+
+ROOT = Path(__file__).resolve().parents[2]
+
+STRATEGIES = ("pgbouncer", "pgbouncer_nopool", "native", "managed", "direct")
+KINDS = {
+    "wsgi": {"app_framework": "django", "app_module": "config.wsgi:application"},
+    "asgi": {"app_framework": "django", "app_module": "config.asgi:application"},
+    "fastapi": {"app_framework": "fastapi", "app_module": "app.main:app"},
+    "flask": {"app_framework": "flask", "app_module": "app:create_app()"},
+}
+
+COMMON = {
+    "ansible_connection": "local",
+    "app_name": "shop",
+    "app_port": 8000,
+    "app_workers": 3,
+    "app_database_password": "p@ss:w/rd",
+    "app_database_owner_password": "own%er",
+    "app_environment": {"KEY": 'a "quoted" $value', "DATABASE_POOL_SIZE_OF_MINE": "1"},
+    "app_environment_names": {"DB_HOST": "host", "DB_PORT": "port", "DB_PASSWORD": "password"},
+    "database_host": "db1",
+    "database_port": 5432,
+    "database_sslmode": "require",
+    "__app_packed": {"release": "abc123", "python_path": [".", "src"]},
+}
+MANAGED = {
+    "app_database_url": "postgresql://u:pooled@pool.example.com:6543/shop",
+    "app_database_direct_url": "postgresql://u:direct@db.example.com:5432/shop",
+    "app_environment_names": {},
+}
+
+FILES = {
+    "app.env": ("etc/poolkit/app.env.j2", {"__app_format": "systemd", "__app_as_owner": False}),
+    "docker.env": ("etc/poolkit/app.env.j2", {"__app_format": "docker", "__app_as_owner": False}),
+    "migrate.env": ("etc/poolkit/app.env.j2", {"__app_format": "systemd", "__app_as_owner": True}),
+    "gunicorn.conf.py": ("etc/poolkit/gunicorn.conf.py.j2", {}),
+    "shop.service": ("etc/systemd/system/app.service.j2", {"__app_next": False}),
+    "shop-next.service": ("etc/systemd/system/app.service.j2", {"__app_next": True}),
+    "shop.socket": ("etc/systemd/system/app.socket.j2", {}),
+}
+
+Rendered = dict[str, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
+    """Render every file on a host for each strategy and kind, in one run of the role's own."""
+    directory = tmp_path_factory.mktemp("templates")
+    role = directory / "roles/app"
+    (role / "tasks").mkdir(parents=True)
+    for name in ("defaults", "vars", "templates"):
+        (role / name).symlink_to(ROOT / f"roles/app/{name}")
+    texts = {
+        name: f"{{{{ lookup('ansible.builtin.template', '{path}', template_vars={variables}) }}}}"
+        for name, (path, variables) in FILES.items()
+    }
+    task = {"name": "Render", "ansible.builtin.debug": {"msg": texts}}
+    (role / "tasks/main.yml").write_text(yaml.safe_dump([task]))
+    hosts = {
+        f"{strategy}-{kind}": {
+            **KINDS[kind],
+            "app_connection_strategy": strategy,
+            **(MANAGED if strategy == "managed" else {}),
+        }
+        for strategy, kind in product(STRATEGIES, KINDS)
+    }
+    hosts["auto"] = {**KINDS["wsgi"], "app_workers": "auto", "app_threads": 7}
+    hosts["auto-asgi"] = {**KINDS["fastapi"], "app_workers": "auto", "app_timeout_seconds": 12}
+    hosts["limits"] = {**KINDS["wsgi"], "app_resource_limits": {"TasksMax": 9, "MemoryMax": "1G"}}
+    inventory = {"all": {"vars": COMMON, "hosts": hosts}}
+    (directory / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    play = {"hosts": "all", "gather_facts": False, "roles": ["app"]}
+    (directory / "play.yml").write_text(yaml.safe_dump([play]))
+    run = subprocess.run(
+        ["ansible-playbook", "-i", directory / "hosts.yml", directory / "play.yml"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+            "ANSIBLE_ROLES_PATH": str(directory / "roles"),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    results = json.loads(run.stdout)["plays"][0]["tasks"][0]["hosts"]
+    return {host: result["msg"] for host, result in results.items()}
+
+
+POOLED = (
+    "postgresql://shop:p%40ss%3Aw%2Frd@/shop?host=127.0.0.1,db1&port=6432,5432"
+    "&connect_timeout=2&application_name=shop"
+)
+DIRECT = (
+    "postgresql://shop:p%40ss%3Aw%2Frd@db1:5432/shop?connect_timeout=2&application_name=shop"
+    "&sslmode=require"
+)
+OWNER = DIRECT.replace("shop:p%40ss%3Aw%2Frd", "shop_owner:own%25er")
+
+# Strategy and kind: DATABASE_URL, then DATABASE_POOL_SIZE, DATABASE_CONNECTION_MAX_AGE_SECONDS and
+# DATABASE_TRANSACTION_POOLING. Django's synchronous workers keep a connection for each thread.
+EXPECTED = {
+    ("pgbouncer", "wsgi"): (POOLED, "0", "60", "1"),
+    ("pgbouncer", "asgi"): (POOLED, "5", "60", "1"),
+    ("pgbouncer", "fastapi"): (POOLED, "5", "60", "1"),
+    ("pgbouncer", "flask"): (POOLED, "5", "60", "1"),
+    **{("pgbouncer_nopool", kind): (POOLED, "0", "0", "1") for kind in KINDS},
+    **{("native", kind): (DIRECT, "5", "3600", "0") for kind in KINDS},
+    ("managed", "wsgi"): (MANAGED["app_database_url"], "0", "60", "1"),
+    ("managed", "asgi"): (MANAGED["app_database_url"], "5", "60", "1"),
+    ("managed", "fastapi"): (MANAGED["app_database_url"], "5", "60", "1"),
+    ("managed", "flask"): (MANAGED["app_database_url"], "5", "60", "1"),
+    **{("direct", kind): (DIRECT, "0", "0", "0") for kind in KINDS},
+}
+
+
+def test_every_strategy_is_in_the_table() -> None:
+    specs = yaml.safe_load((ROOT / "roles/app/meta/argument_specs.yml").read_text())
+    options = specs["argument_specs"]["main"]["options"]
+    assert set(options["app_connection_strategy"]["choices"]) == set(STRATEGIES)
+    assert set(EXPECTED) == set(product(STRATEGIES, KINDS))
+
+
+@pytest.mark.parametrize(("strategy", "kind"), EXPECTED)
+def test_environment_of_the_application(rendered: Rendered, strategy: str, kind: str) -> None:
+    url, size, age, pooling = EXPECTED[strategy, kind]
+    managed = strategy == "managed"
+    expected = {
+        "APP_NAME": "shop",
+        "DATABASE_URL": url,
+        "DATABASE_DIRECT_URL": MANAGED["app_database_direct_url"] if managed else DIRECT,
+        "DATABASE_POOL_SIZE": size,
+        "DATABASE_CONNECTION_MAX_AGE_SECONDS": age,
+        "DATABASE_TRANSACTION_POOLING": pooling,
+        **COMMON["app_environment"],
+    }
+    if not managed:
+        pooled = strategy.startswith("pgbouncer")
+        expected |= {
+            "DB_HOST": "127.0.0.1,db1" if pooled else "db1",
+            "DB_PORT": "6432,5432" if pooled else "5432",
+            "DB_PASSWORD": "p@ss:w/rd",
+        }
+    files = rendered[f"{strategy}-{kind}"]
+    assert read_docker(files["docker.env"]) == {**expected, "APP_VERSION": "abc123"}
+    if not managed:
+        expected["PGSERVICEFILE"] = "/etc/poolkit/shop/pg_service.conf"
+        expected["PGPASSFILE"] = "/etc/poolkit/shop/pgpass"
+    # APP_VERSION is gunicorn.conf.py's.
+    assert read_systemd(files["app.env"]) == expected
+
+
+@pytest.mark.parametrize(("strategy", "kind"), EXPECTED)
+def test_environment_of_the_migrations(rendered: Rendered, strategy: str, kind: str) -> None:
+    """Directly to PostgreSQL as the owner, with a new connection each time."""
+    managed = strategy == "managed"
+    url = MANAGED["app_database_direct_url"] if managed else OWNER
+    expected = {
+        "APP_NAME": "shop",
+        "APP_VERSION": "abc123",
+        "DATABASE_URL": url,
+        "DATABASE_DIRECT_URL": url,
+        "DATABASE_POOL_SIZE": "0",
+        "DATABASE_CONNECTION_MAX_AGE_SECONDS": "0",
+        "DATABASE_TRANSACTION_POOLING": "0",
+        **COMMON["app_environment"],
+    }
+    if not managed:
+        expected |= {
+            "DB_HOST": "db1",
+            "DB_PORT": "5432",
+            "DB_PASSWORD": "own%er",
+            "PGSERVICEFILE": "/etc/poolkit/shop/pg_service.conf",
+            "PGPASSFILE": "/etc/poolkit/shop/migrate.pgpass",
+        }
+    assert read_systemd(rendered[f"{strategy}-{kind}"]["migrate.env"]) == expected
+
+
+def test_messages_know_the_secrets_of_the_environment(rendered: Rendered) -> None:
+    secrets = of_environment(rendered["pgbouncer-wsgi"]["app.env"])
+    assert {POOLED, DIRECT, "p@ss:w/rd", "p%40ss%3Aw%2Frd", 'a "quoted" $value'} <= secrets
+    assert not {"shop", "abc123", "60"} & secrets
+
+
+def settings_of(text: str) -> dict[str, object]:
+    """Run gunicorn's settings with stand-ins of uvicorn; return the names that they set."""
+    names: dict[str, object] = {}
+    stand_ins = "class Server: pass\nclass UvicornWorker: pass\n"
+    text = re.sub(r"^from uvicorn.*\n", "", text, flags=re.MULTILINE)
+    exec(compile(stand_ins + text, "gunicorn.conf.py", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gunicorn(
+    rendered: Rendered, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "abc123").mkdir()
+    monkeypatch.chdir(tmp_path / "abc123")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
+    text = rendered[f"pgbouncer-{kind}"]["gunicorn.conf.py"]
+    found = settings_of(text)
+    assert found["workers"] == 3
+    assert (found["timeout"], found["graceful_timeout"], found["keepalive"]) == (30, 30, 5)
+    assert found["raw_env"] == ["APP_VERSION=abc123"]
+    assert "bind" not in found
+    found["post_worker_init"](None)
+    assert (tmp_path / "ready").exists()
+    if kind in ("asgi", "fastapi"):
+        assert found["worker_class"].__name__ == "DrainingWorker"
+        assert "threads" not in found
+        assert text.count("\nfrom uvicorn") == 2
+    else:
+        assert (found["worker_class"], found["threads"]) == ("gthread", 4)
+        assert "uvicorn" not in text
+
+
+def test_workers_follow_the_cores(rendered: Rendered, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5})
+    found = settings_of(rendered["auto"]["gunicorn.conf.py"])
+    assert (found["workers"], found["threads"]) == (7, 7)
+    found = settings_of(rendered["auto-asgi"]["gunicorn.conf.py"])
+    assert (found["workers"], found["timeout"], found["graceful_timeout"]) == (7, 12, 12)
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("host", ["pgbouncer-wsgi", "pgbouncer-flask", "limits"])
+def test_trial_runs_as_the_service_does(rendered: Rendered, host: str) -> None:
+    """But for its release, files and socket, and what keeps a service running."""
+    service, trial = (lines(rendered[host][name]) for name in ("shop.service", "shop-next.service"))
+    module = "'app:create_app()'" if host.endswith("flask") else "config.wsgi:application"
+    framework = "flask" if host.endswith("flask") else "django"
+    assert [line for line in service if line not in trial] == [
+        f"Description=shop ({framework})",
+        "After=network-online.target pgbouncer.target",
+        "Wants=network-online.target",
+        "Requires=shop.socket",
+        "StartLimitIntervalSec=0",
+        "WorkingDirectory=/srv/shop/current",
+        "EnvironmentFile=/etc/poolkit/shop/app.env",
+        "Environment=PYTHONPATH=/srv/shop/current/.:/srv/shop/current/src",
+        "ExecStart=/srv/shop/current/.venv/bin/gunicorn --config "
+        f"/etc/poolkit/shop/gunicorn.conf.py {module}",
+        "Restart=always",
+        "RestartSec=1",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    ]
+    assert [line for line in trial if line not in service] == [
+        f"Description=shop ({framework}), a release that is tried out",
+        "WorkingDirectory=/srv/shop/next",
+        "EnvironmentFile=/etc/poolkit/shop/next/app.env",
+        "Environment=PYTHONPATH=/srv/shop/next/.:/srv/shop/next/src",
+        "ExecStart=/srv/shop/next/.venv/bin/gunicorn --config /etc/poolkit/shop/next/"
+        f"gunicorn.conf.py --workers 1 --bind unix:/run/%N/http.sock {module}",
+        "SystemCallFilter=@chown",
+    ]
+    for text in (service, trial):
+        assert {"User=shop", "TimeoutStopSec=35", "TimeoutStartSec=35"} <= set(text)
+        assert ("MemoryMax=1G" in text, "TasksMax=9" in text) == (host == "limits",) * 2
+
+
+def test_units_are_what_the_deployment_reads(rendered: Rendered) -> None:
+    """app_release asks on this socket; preflight knows the unit by its description."""
+    files = rendered["pgbouncer-wsgi"]
+    assert "RuntimeDirectory=%N" in files["shop.service"]
+    assert "ListenStream=127.0.0.1:8000" in files["shop.socket"]
+    assert "\nDescription=shop (" in files["shop.service"]
+    for text in (files["shop.service"], files["shop-next.service"], files["shop.socket"]):
+        assert "p@ss" not in text
