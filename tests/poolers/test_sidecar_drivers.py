@@ -1,8 +1,8 @@
 """The settings fragments and the drivers below them, through a pooler in transaction mode.
 
-Each case has two worker processes with five clients each, on ten server connections or fewer: a
-statement or cursor that outlives its transaction is missing on the next server connection, or in
-the way there. The fallback of the URL refuses, so what answers is the pooler.
+Each case has two worker processes with five clients each, on three server connections: a statement
+or cursor that outlives its transaction is missing on the next server connection, or in the way
+there. The fallback of the URL refuses, so what answers is the pooler.
 """
 
 from __future__ import annotations
@@ -36,6 +36,18 @@ def rows(superuser_sql: Callable[..., str]) -> Iterator[None]:
     )
     yield
     superuser_sql(f"DROP TABLE {table}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_server_connections(poolers: dict[str, Pooler]) -> Iterator[None]:
+    """Where each client finds a server connection, PgBouncer mostly lends it the one of before."""
+    sizes = {name: pooler.settings()["default_pool_size"] for name, pooler in poolers.items()}
+    for pooler in poolers.values():
+        pooler.console("SET default_pool_size = 3")
+        pooler.console("RECONNECT shop")
+    yield
+    for name, pooler in poolers.items():
+        pooler.console(f"SET default_pool_size = {sizes[name]}")
 
 
 @pytest.fixture
