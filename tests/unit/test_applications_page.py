@@ -17,7 +17,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from applications_page import FRAMEWORKS, PAGE, ROOT, blocks, columns, commands, copy_of_project
+from applications_page import (
+    FRAMEWORKS,
+    PAGE,
+    ROOT,
+    blocks,
+    columns,
+    commands,
+    copy_of_project,
+    missing_line,
+)
 
 PROGRAMS = Path(sys.executable).parent
 PLAYBOOK = shutil.which("ansible-playbook", path=f"{PROGRAMS}:{os.environ['PATH']}")
@@ -113,12 +122,28 @@ def test_the_other_blocks_are_yaml() -> None:
     for text in blocks("yaml"):
         assert isinstance(yaml.safe_load(text), dict), text
     fences = re.findall(r"^ *```(\w+)$", PAGE.read_text(), re.MULTILINE)
-    assert set(fences) == {"sh", "yaml"}
+    assert set(fences) == {"sh", "text", "yaml"}
 
 
-def test_every_link_leads_somewhere() -> None:
-    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", PAGE.read_text()):
-        page = PAGE.parent / target if target else PAGE
+@pytest.mark.parametrize(
+    ("expected", "output", "missing"),
+    [
+        ("", "anything", ""),
+        ("a … c\nd", "x a b\n  c x\nd", ""),
+        ("long message", "a long\n    message", ""),
+        ("first\nsecond", "second\nfirst", "second"),
+        ("10 + 2", "1+2", "10 + 2"),
+    ],
+)
+def test_what_the_page_shows_is_compared(expected: str, output: str, missing: str) -> None:
+    assert missing_line(expected, output) == missing
+
+
+@pytest.mark.parametrize("name", ["applications.md", "timeouts.md"])
+def test_every_link_leads_somewhere(name: str) -> None:
+    text = (PAGE.parent / name).read_text()
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", text):
+        page = PAGE.parent / (target or name)
         assert page.is_file(), target
         if anchor:
             text = page.read_text()

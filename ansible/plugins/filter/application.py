@@ -65,20 +65,20 @@ def _strategy_errors(given: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _timeout_errors(given: Mapping[str, Any]) -> Iterable[str]:
-    """Each time-out must end before the one around it: docs/applications.md has the table."""
+    """Each time-out must end before the one around it: docs/timeouts.md has the table."""
     limit = int(given["timeout_seconds"])
     connect = int(given["connect_timeout_seconds"])
     if connect * int(given["hosts"]) >= limit:
         yield (
             f"app_timeout_seconds is {limit}, but connecting may take {connect * given['hosts']} s "
-            f"({given['hosts']} hosts x app_connect_timeout_seconds {connect}): gunicorn would end "
-            "the worker first; raise it"
+            f"({given['hosts']} hosts x app_connect_timeout_seconds {connect}): a deployment would "
+            "cut the request off first; raise it"
         )
     wait = int(given["query_wait_timeout_seconds"])
     if given["poolers"] and wait >= limit:
         yield (
             f"app_timeout_seconds is {limit}, but a query may wait {wait} s in PgBouncer "
-            "(query_wait_timeout): gunicorn would end the worker first; lower that or raise this"
+            "(query_wait_timeout): a deployment would cut it off first; lower that or raise this"
         )
     for name in ("statement_timeout", "transaction_timeout"):
         value = given["database_settings"].get(name)
@@ -88,7 +88,7 @@ def _timeout_errors(given: Mapping[str, Any]) -> Iterable[str]:
             if seconds(value) >= limit:
                 yield (
                     f"app_database_settings.{name} is {value}, not less than app_timeout_seconds "
-                    f"({limit}): gunicorn would end the worker while PostgreSQL goes on"
+                    f"({limit}): a deployment would cut the request off while PostgreSQL goes on"
                 )
         except ValueError as error:
             yield f"app_database_settings.{name}: {error}"

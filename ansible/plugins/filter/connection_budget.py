@@ -282,6 +282,8 @@ def _available(facts: Facts, server: Mapping[str, Any]) -> tuple[int, str, bool]
             source += f"; {variable} says {given}: correct it"
         return highest - reserved, source, True
     reason = " ".join(str(server.get("msg") or "it was not asked").split())[:100]
+    if "Python library (psycopg2)" in reason:
+        reason = "the host that asks has no client library yet, which database.yml installs"
     silent = f"{address} did not answer: {reason}"
     if given is not None:
         source = f"{variable} {given} less {RESERVED_CONNECTIONS} reserved; {silent}"
