@@ -27,13 +27,14 @@ run() {
         scripts/stage.sh 6/6 "Molecule scenario $scenario" scripts/scenario.sh "$scenario" || return 1
     done
 }
-# `stack` has hosts of its own: it runs beside the others, which share theirs.
-others=$(printf '%s\n' "$@" | grep -vx stack) || true
-if [ -n "$others" ] && [ "$(printf '%s\n' "$@" | grep -cx stack)" = 1 ]; then
-    { code=0; run stack || code=1; echo $code > .cache/molecule/stack.code; } 2>&1 | sed -u 's/^/stack | /' &
-    run $others || failed=1
+# These have hosts of their own and run beside the others, which share theirs.
+own=$(printf '%s\n' "$@" | grep -xE 'stack|rollout|newcomer') || true
+shared=$(printf '%s\n' "$@" | grep -vxE 'stack|rollout|newcomer') || true
+if [ -n "$own" ] && [ -n "$shared" ]; then
+    { code=0; run $own || code=1; echo $code > .cache/molecule/own.code; } 2>&1 | sed -u 's/^/beside | /' &
+    run $shared || failed=1
     wait
-    [ "$(cat .cache/molecule/stack.code)" = 0 ] || failed=1
+    [ "$(cat .cache/molecule/own.code)" = 0 ] || failed=1
 else
     run "$@" || failed=1
 fi

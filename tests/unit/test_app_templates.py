@@ -258,7 +258,6 @@ def test_trial_runs_as_the_service_does(rendered: Rendered, host: str) -> None:
         "StartLimitIntervalSec=0",
         "WorkingDirectory=/srv/shop/current",
         "EnvironmentFile=/etc/poolkit/shop/app.env",
-        "Environment=PYTHONPATH=/srv/shop/current/.:/srv/shop/current/src",
         "ExecStart=/srv/shop/current/.venv/bin/gunicorn --config "
         f"/etc/poolkit/shop/gunicorn.conf.py {module}",
         "Restart=always",
@@ -270,7 +269,6 @@ def test_trial_runs_as_the_service_does(rendered: Rendered, host: str) -> None:
         f"Description=shop ({framework}), a release that is tried out",
         "WorkingDirectory=/srv/shop/next",
         "EnvironmentFile=/etc/poolkit/shop/next/app.env",
-        "Environment=PYTHONPATH=/srv/shop/next/.:/srv/shop/next/src",
         "ExecStart=/srv/shop/next/.venv/bin/gunicorn --config /etc/poolkit/shop/next/"
         f"gunicorn.conf.py --workers 1 --bind unix:/run/%N/http.sock {module}",
         "SystemCallFilter=@chown",

@@ -94,12 +94,6 @@ def test_the_commands_make_an_inventory_of_the_project(
         assert all(variables[name] != others[name] for name in names)
 
 
-def test_every_playbook_accepts_its_command(tmp_path: Path, environment: dict[str, str]) -> None:
-    project = copy_of_project(tmp_path)
-    for command in commands():
-        run(["bash", "-ec", command], project, environment)
-
-
 def test_the_settings_of_the_table_are_the_examples_own() -> None:
     rows = columns()
     assert len(rows) >= 5
