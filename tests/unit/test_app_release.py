@@ -669,6 +669,24 @@ def test_host_without_the_application(host: Host) -> None:
     assert not host.config.exists()
 
 
+def test_trial_of_a_rollback_keeps_the_modes(
+    serving: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving.deploy("r2")
+    modes = {}
+    point = app_release.point
+
+    def watched(link: Path, target: str | None) -> None:
+        if link.name == "next":
+            for path in (serving.config / "next").iterdir():
+                modes[path.name] = path.stat().st_mode & 0o7777
+        point(link, target)
+
+    monkeypatch.setattr(app_release, "point", watched)
+    serving.rollback()
+    assert modes == {"app.env": 0o600, "gunicorn.conf.py": 0o644}
+
+
 def test_rollback_and_back(serving: Host) -> None:
     serving.deploy("r2")
     serving.age()
@@ -715,6 +733,14 @@ def test_socket_of_an_interrupted_run_is_made_anew(
     serving.deploy("r1")
     assert (serving.systemd.units / "shop.socket").read_text() == old
     assert "start shop.socket" in serving.systemd.calls
+
+
+def test_socket_that_nobody_listens_on_is_started_first(serving: Host) -> None:
+    """A stand-in would have nothing to take requests from."""
+    del serving.systemd.started["shop.socket"]
+    serving.deploy("r2")
+    assert "start shop.socket" in serving.systemd.calls
+    assert serving.systemd.calls.count("restart shop-next.service") == 1
 
 
 @pytest.mark.parametrize("name", ["etc/app.env", "units/shop.service", "srv/releases/r1/.venv"])
