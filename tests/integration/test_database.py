@@ -21,9 +21,7 @@ def test_the_pooler_not_postgresql_holds_the_clients(
     """60 idle clients on one pooler need no more server connections than one pool has."""
     name, host = application.name, application.host
     host.run("systemctl stop hold-clients")  # of an interrupted run
-    venv = (
-        host.check_output(f"systemctl show -P ExecStart {name}").split("path=")[1].split("/bin/")[0]
-    )
+    venv = f"/srv/{name}/current/.venv"
     host.check_output(
         "systemd-run --collect --unit=hold-clients --property=Type=exec --property=User=%s"
         " --property=EnvironmentFile=/etc/poolkit/%s/app.env --setenv=SECONDS=30"

@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import ansible.module_utils
 import httpx
 import pytest
-from fleet import ROOT, ansible, connect, resolve
+from fleet import ROOT, connect, resolve
+from fleet import ansible as run_ansible
 from testinfra.host import Host
 from traffic import Traffic
+
+# The modules' own names of our module_utils.
+ansible.module_utils.__path__.append(str(ROOT / "ansible/plugins/module_utils"))
 
 PORTS = {"django": 8000, "fastapi": 8001, "flask": 8002}
 """app_port in molecule/rollout/inventory/group_vars/applications.yml."""
@@ -40,7 +45,9 @@ class Site:
     def play(self, *playbooks: str, **variables: object) -> Run:
         """Run playbooks with extra variables."""
         environment = {"POOLKIT_FRAMEWORK": self.framework}
-        done = ansible("ansible-playbook", *playbooks, "-e", json.dumps(variables), **environment)
+        done = run_ansible(
+            "ansible-playbook", *playbooks, "-e", json.dumps(variables), **environment
+        )
         counts = re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", done.stdout, re.MULTILINE)
         return Run(
             done.returncode,
