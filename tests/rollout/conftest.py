@@ -105,11 +105,12 @@ class Site:
 
 @pytest.fixture(scope="session")
 def sites() -> Callable[[str], Site]:
-    """Return an application by its framework, deployed at its first use."""
+    """Return an application by its framework, deployed where another one was the last."""
     known: dict[str, Site] = {}
 
     def site(framework: str) -> Site:
         if framework not in known:
+            known.clear()  # the poolers of these hosts serve one application at a time
             facts = resolve(
                 "applications",
                 connection="ansible_connection",
@@ -152,3 +153,15 @@ def _blank_line(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
         text = capsys.readouterr().out
         if text:
             print("\n" + text, end="")
+
+
+@pytest.fixture(scope="session")
+def passwords() -> dict[str, str]:
+    facts = resolve(
+        "web1",
+        user="app_database_password | urlencode | replace('/', '%2F')",
+        owner="app_database_owner_password | urlencode | replace('/', '%2F')",
+        plain="app_database_password",
+        database="database_host",
+    )
+    return facts["web1"]
