@@ -70,9 +70,10 @@ def table(rows: list[dict]) -> tuple[Table, bool]:
             continue
         ready = row["status"] == 200
         path = row["readiness"].get("path", "unknown")
-        healthy &= ready and path in ("pooler", "unknown")
+        healthy &= ready and (path in ("pooler", "unknown") or not row["pooled"])
         counted = connections(row["pools"], row["database"])
-        clients, servers = counted if counted else ("no answer", "no answer")
+        missing = "no answer" if row["pooled"] else "–"
+        clients, servers = counted if counted else (missing, missing)
         view.add_row(
             row["application"],
             row["host"],

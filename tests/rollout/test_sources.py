@@ -69,6 +69,7 @@ def test_application_from_git_with_names_of_its_own(
         app_source=f"file://{tmp_path}",
         app_source_revision="v1",
         app_module="plain:app",
+        app_python="python3.13",
         app_migrations="skip",
         app_health_path="/health",
         app_environment_names=NAMES,

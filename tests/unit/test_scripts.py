@@ -20,8 +20,9 @@ def test_silent_pooler_has_no_counts() -> None:
     assert status.connections("", "shop") is None
 
 
-def row(code: int, path: str) -> dict:
+def row(code: int, path: str, pooled: bool = True) -> dict:
     return {
+        "pooled": pooled,
         "application": "shop",
         "host": "web1",
         "address": "127.0.0.1",
@@ -38,6 +39,7 @@ def test_only_the_pooled_path_counts_as_healthy() -> None:
     assert status.table([row(200, "pooler"), row(200, "direct")])[1] is False
     assert status.table([row(503, "pooler")])[1] is False
     assert status.table([row(200, "pooler"), {"host": "web2"}])[1] is False
+    assert status.table([row(200, "direct", pooled=False)])[1] is True
     assert status.table([])[1] is False
 
 
