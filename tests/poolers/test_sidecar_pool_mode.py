@@ -5,6 +5,7 @@ The tests run in their order, with three clients of each pooler that stay connec
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -13,17 +14,23 @@ import psycopg
 import pytest
 from conftest import Pooler
 from fleet import ansible
+from load import Load
 
 Clients = dict[str, list[psycopg.Connection]]
 
 
-def deploy(**variables: object) -> None:
-    """Run pgbouncer.yml for both poolers."""
-    run = ansible(
-        "ansible-playbook", "ansible/playbooks/pgbouncer.yml", "-v", "-e", json.dumps(variables)
-    )
+def deploy(poolers: dict[str, Pooler], **variables: object) -> None:
+    """Run pgbouncer.yml for both poolers, under clients that notice errors."""
+    arguments = ("-v", "-e", json.dumps(variables))
+    with contextlib.ExitStack() as stack:
+        clients = [Load(pooler.connect, 4, pause_seconds=0.02) for pooler in poolers.values()]
+        for load in clients:
+            stack.enter_context(load)
+        run = ansible("ansible-playbook", "ansible/playbooks/pgbouncer.yml", *arguments)
     assert run.returncode == 0, run.stdout[-3000:]
-    assert run.stdout.count("action: reload") >= 2, run.stdout[-3000:]
+    assert run.stdout.count("  action: reload") >= 2, run.stdout[-3000:]
+    for load in clients:
+        assert (load.errors, load.counts["connects"]) == ([], 4)
 
 
 def entry(pooler: Pooler) -> dict[str, str]:
@@ -50,21 +57,21 @@ def session(poolers: dict[str, Pooler]) -> Iterator[Clients]:
     for name in poolers:
         clients[name][0].execute("SET statement_timeout = '777ms'")
         assert timeout(clients[name][1]) == "777ms"
-    deploy(app_pool_mode="session", app_workers=2, app_framework="flask")
+    deploy(poolers, app_pool_mode="session", app_workers=2, app_framework="flask")
     yield clients
     for client in itertools.chain(*clients.values()):
         client.close()
     if any(entry(pooler)["pool_mode"] == "session" for pooler in poolers.values()):
-        deploy()
+        deploy(poolers)
 
 
 @pytest.fixture(scope="module")
-def back(session: Clients) -> Clients:
+def back(poolers: dict[str, Pooler], session: Clients) -> Clients:
     """The poolers in transaction mode again; of session mode, the first clients have state left."""
     for name, (first, *_) in session.items():
         first.execute("SET statement_timeout = '888ms'")
         first.execute("SELECT pg_advisory_lock(hashtext(%s))", [name])
-    deploy()
+    deploy(poolers)
     return session
 
 

@@ -109,29 +109,23 @@ def test_setting_that_a_reload_keeps_needs_a_restart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "differ"),
+    ("text", "modes"),
     [
-        (INI, False),
-        (INI.replace("pool_mode = transaction", "pool_mode = session"), True),
-        (INI.replace("pool_mode = transaction\n", ""), True),
-        (INI.replace("dbname=", "pool_mode='session' dbname="), True),
-        (INI.replace("max_user", "pool_mode=session max_user"), True),
-        (INI.replace("pool_size='7'", "pool_size='8'"), False),
+        (INI, {"": "transaction"}),
+        (INI.replace("pool_mode = transaction\n", ""), {"": "session"}),
+        (
+            INI.replace("dbname=", "pool_mode='session' dbname="),
+            {"": "transaction", "databases.shop": "session"},
+        ),
+        (
+            INI.replace("max_user", "pool_mode=statement max_user"),
+            {"": "transaction", "users.shop": "statement"},
+        ),
     ],
-    ids=["same", "all", "default", "database", "user", "size"],
+    ids=["all", "default", "database", "user"],
 )
-def test_changed_pool_mode_is_noticed(text: str, differ: bool) -> None:
-    differs = pgbouncer_text.pool_modes_differ
-    assert differs(pgbouncer_text.parse_ini(text), rows()) is differ
-
-
-def test_pool_mode_that_is_taken_back_is_noticed() -> None:
-    shown = rows()
-    shown["DATABASES"]["shop"]["pool_mode"] = "session"
-    differs = pgbouncer_text.pool_modes_differ
-    assert differs(pgbouncer_text.parse_ini(INI), shown)
-    every = INI.replace("shop = host", "* = pool_mode=session host")
-    assert not differs(pgbouncer_text.parse_ini(every), shown)
+def test_pool_modes(text: str, modes: dict) -> None:
+    assert pgbouncer_text.pool_modes(pgbouncer_text.parse_ini(text)) == modes
 
 
 def test_changed_names() -> None:

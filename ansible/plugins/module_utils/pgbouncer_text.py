@@ -211,21 +211,14 @@ def drift(sections: Sections, rows: Rows) -> list[str]:
     return found
 
 
-def pool_modes_differ(sections: Sections, rows: Rows) -> bool:
-    """Tell whether a reload gives a database or user that the process knows another pool_mode.
-
-    PgBouncer resets a server connection when a client of pool mode session leaves it, and only
-    then: one that is in use while the mode changes would hand its session state to the next client.
-    """
-    if sections["pgbouncer"].get("pool_mode", "session") != rows["CONFIG"]["pool_mode"]["value"]:
-        return True
+def pool_modes(sections: Sections) -> dict[str, str]:
+    """Return the pool_mode of all (under ""), and of each database and user that has its own."""
+    found = {"": sections.get("pgbouncer", {}).get("pool_mode", "session")}
     for kind in ("databases", "users"):
-        lines = sections.get(kind, {})
-        for name, row in rows[kind.upper()].items():
-            wanted = parse_connstr(lines.get(name, lines.get("*", "")))
-            if name != "pgbouncer" and row.get("pool_mode", "") != wanted.get("pool_mode", ""):
-                return True
-    return False
+        for name, text in sections.get(kind, {}).items():
+            if mode := parse_connstr(text).get("pool_mode"):
+                found[f"{kind}.{name}"] = mode
+    return found
 
 
 def restart_only(sections: Sections, rows: Rows) -> list[str]:

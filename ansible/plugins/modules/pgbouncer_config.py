@@ -38,7 +38,7 @@ from ansible.module_utils.pgbouncer_text import (
     kept_by_reload,
     parse_connstr,
     parse_ini,
-    pool_modes_differ,
+    pool_modes,
     restart_only,
     trial_config,
     trial_error,
@@ -488,8 +488,7 @@ class Transaction:
             process.control("start")
             return "start"
         try:
-            rows = process.rows()
-            reasons = self.restart_reasons(process, sections, rows)
+            reasons = self.restart_reasons(process, sections, process.rows())
         except Refused as error:
             reasons = [str(error)]
         if not process.has_open_files(self.open_files(files), not self.module.check_mode):
@@ -498,20 +497,24 @@ class Transaction:
             self.reasons = sorted({*self.reasons, *reasons})
             self.replace(process, files)
             return "restart"
-        # Before the reload for those that are in use, after it for those that were made meanwhile.
-        renew = ["RECONNECT"] if pool_modes_differ(sections, rows) else []
         kept = set(sections.get("users", {}))
         earlier = {**self.sections(self.on_disk, 1), **self.sections(others, process.number)}
         known = {*earlier.get("users", {}), *self.sections(self.on_disk, 1).get("users", {})}
         removed = sorted(known - kept)
+        # PgBouncer resets a server connection only when a client leaves it in pool mode session: one
+        # that is in use while the mode changes would hand its session state to the next client. In
+        # the same breath, since a second RECONNECT would end a login that the first one caused.
+        modes = pool_modes(self.sections(others, process.number))
+        renew = ["RECONNECT"] if modes != pool_modes(sections) else []
         if removed:
             # A user whose line is gone keeps its limits: give it a neutral line first.
             text = files[self.config_path]
             lines = "\n".join(f"{user} = {NEUTRAL_USER}" for user in removed)
             self.write({self.config_path: f"[users]\n{lines}\n{text}"})
             process.ask(*renew, "RELOAD")
+            renew = []
             self.write({self.config_path: text})
-        process.ask(*renew, "RELOAD", *renew)
+        process.ask(*renew, "RELOAD")
         if stuck := kept_by_reload(sections, process.rows()):
             self.reasons = sorted({*self.reasons, *stuck})
             self.replace(process, files)
