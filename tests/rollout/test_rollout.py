@@ -251,7 +251,7 @@ def test_release_and_rollback_under_traffic(
     before = site.releases()
     file, text = MIGRATION[framework]
     source = release(framework, "good", {file: lambda _: text.format(statements=CONCURRENTLY)})
-    with site.traffic() as traffic:
+    with site.traffic(clients=8, pause_seconds=0.05) as traffic:
         run = site.deploy(source)
         after = site.releases()
         back = site.play("ansible/playbooks/rollback.yml")

@@ -19,7 +19,7 @@ class Traffic:
     and slowest_seconds.
     """
 
-    def __init__(self, urls: list[str], clients: int = 8, pause_seconds: float = 0.05) -> None:
+    def __init__(self, urls: list[str], clients: int = 4, pause_seconds: float = 0.15) -> None:
         self.urls = urls
         self.pause = pause_seconds
         self.run = uuid.uuid4().hex[:12]
