@@ -72,7 +72,7 @@ def table(rows: list[dict]) -> tuple[Table, bool]:
         path = row["readiness"].get("path", "unknown")
         healthy &= ready and (path in ("pooler", "unknown") or not row["pooled"])
         counted = connections(row["pools"], row["database"])
-        missing = "no answer" if row["pooled"] else "–"
+        missing = "no answer" if row["pooled"] else "none"
         clients, servers = counted if counted else (missing, missing)
         view.add_row(
             row["application"],
