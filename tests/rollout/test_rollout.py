@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import time
 from collections.abc import Callable
@@ -170,7 +171,10 @@ def test_two_deployments_at_once(sites: Sites, release: Callable[..., Path]) -> 
 
 
 def test_code_alone_builds_no_environment_and_is_live_soon(sites: Sites) -> None:
-    """On one host; the time is of the whole command, ansible-playbook ansible/playbooks/app.yml."""
+    """On one host; the time is of the whole command, ansible-playbook ansible/playbooks/app.yml.
+
+    20 s where the processors have nothing else to do; `make test` runs other scenarios beside this.
+    """
     site = sites("django")
     environments = "stat -c '%n %Y' /srv/django/venvs/*/.complete"
     web1 = site.hosts["web1"]
@@ -181,8 +185,9 @@ def test_code_alone_builds_no_environment_and_is_live_soon(sites: Sites) -> None
     assert run.code == 0, run.output[-3000:]
     assert site.readiness()["web1"]["version"] != before[0]
     assert web1.check_output(environments) == before[1]
-    print(f"code alone on one host: {seconds:.1f} s")
-    assert seconds < 20
+    load = max(os.getloadavg()[0] / os.cpu_count(), 1)
+    print(f"code alone on one host: {seconds:.1f} s, {load:.1f} processes for each processor")
+    assert seconds < 20 * load
 
 
 def test_migrations_wait_for_those_of_another_deployment(sites: Sites) -> None:
