@@ -501,9 +501,9 @@ class Transaction:
         earlier = {**self.sections(self.on_disk, 1), **self.sections(others, process.number)}
         known = {*earlier.get("users", {}), *self.sections(self.on_disk, 1).get("users", {})}
         removed = sorted(known - kept)
-        # PgBouncer resets a server connection only when a client leaves it in mode session: one
-        # that is in use while the mode changes would hand its session state to the next client. In
-        # the same breath, since a second RECONNECT would end a login that the first one caused.
+        # PgBouncer resets a server connection only when a client leaves it in pool mode session:
+        # one in use while the mode changes would hand its state to the next client. Once only: a
+        # second RECONNECT would end a login that the first one caused.
         modes = pool_modes(self.sections(others, process.number))
         renew = ["RECONNECT"] if modes != pool_modes(sections) else []
         if removed:
