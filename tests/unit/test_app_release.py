@@ -341,6 +341,17 @@ def test_second_run_changes_nothing(serving: Host) -> None:
     assert serving.snapshot() == before
 
 
+def test_second_run_finds_a_service_that_is_no_longer_ready(serving: Host) -> None:
+    before = serving.snapshot()
+    serving.systemd.fails["shop.service r1"] = "database away"
+    done = serving.deploy("r1", health_timeout_seconds=1)
+    assert done["failed"] is True
+    assert done["msg"].startswith("shop: /readyz did not answer 200 within 1 s: ")
+    assert "database away" in done["msg"]
+    assert serving.systemd.calls == []
+    assert serving.snapshot() == before
+
+
 def test_next_release_is_tried_before_the_switch(serving: Host) -> None:
     done = serving.deploy("r2")
     assert serving.serves() == ("r2", "r2", 'SECRET="secret of r2"\n')

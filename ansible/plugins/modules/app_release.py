@@ -36,8 +36,9 @@ description:
     asks it again. When that fails, the old files and release are put back and asked as well.
   - The listening socket is systemd's, so no connection is refused. While the service restarts, the
     unit NAME-next.service stands in for it with one worker on the same socket.
-  - Nothing is done where the service runs this release with these files; the times on the host
-    decide, so a run that was interrupted is caught up. A swap that was interrupted is undone first.
+  - Where the service runs this release with these files, it is only asked whether it is ready; the
+    times on the host decide, so a run that was interrupted is caught up. A swap that was interrupted
+    is undone first.
   - Where a message quotes the log, the values of the application's environment are left out.
   - Check mode changes nothing, and does not wait for another run either.
   - Two runs at once on a host wait for each other.
@@ -125,7 +126,7 @@ reasons:
 body:
   description: The answer of the health check.
   type: str
-  returned: when something was done
+  returned: success, not in check mode
 seconds:
   description: Time that the trial, the restart and both together took.
   type: dict
@@ -587,6 +588,8 @@ def main() -> None:
             if reasons and not module.check_mode:
                 result |= application.deploy(release)
                 application.clean(module.params["releases_kept"], before, release)
+            elif not module.check_mode:
+                result["body"] = application.wait_until_ready(application.service)
     except (Refused, OSError) as error:
         text = hide(explained(error), application.secrets())
         module.fail_json(msg=f"{application.name}: {text}")
