@@ -37,8 +37,8 @@ description:
   - The listening socket is systemd's, so no connection is refused. While the service restarts, the
     unit NAME-next.service stands in for it with one worker on the same socket.
   - Where the service runs this release with these files, it is only asked whether it is ready; the
-    times on the host decide, so a run that was interrupted is caught up. A swap that was interrupted
-    is undone first.
+    times on the host decide, so a run that was interrupted is caught up. A swap that was
+    interrupted is undone first.
   - Where a message quotes the log, the values of the application's environment are left out.
   - Check mode changes nothing, and does not wait for another run either.
   - Two runs at once on a host wait for each other.
