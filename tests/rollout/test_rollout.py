@@ -190,6 +190,16 @@ def test_code_alone_builds_no_environment_and_is_live_soon(sites: Sites) -> None
     assert seconds < 20 * load
 
 
+def test_rollback_leaves_one_release_everywhere(sites: Sites) -> None:
+    """The test before has changed the first host alone, as a rollout that stopped half-way does."""
+    site = sites("django")
+    before = {host: answer["version"] for host, answer in site.readiness().items()}
+    assert before["web1"] != before["web2"]
+    run = site.play("ansible/playbooks/rollback.yml")
+    assert run.code == 0, run.output[-3000:]
+    assert site.releases() == {before["web2"]}
+
+
 def test_migrations_wait_for_those_of_another_deployment(sites: Sites) -> None:
     """A session of the owner that holds the lock: the deployment says who, and changes nothing."""
     site = sites("django")

@@ -205,3 +205,24 @@ def test_default_wait_is_the_roles() -> None:
     text = (ROOT / "roles/pgbouncer/vars/main.yml").read_text()
     settings = yaml.safe_load(text)["_pgbouncer_settings"]
     assert settings["query_wait_timeout"] == application.QUERY_WAIT_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("states", "target"),
+    [
+        ([("new", "old"), ("new", "old")], "old"),
+        ([("new", "old"), ("old", "older")], "old"),  # a rollout that stopped half-way
+        ([("old", "new"), ("new", "old")], "old"),  # a rollback that stopped half-way
+        ([("new", "old"), ("old", None)], "old"),
+        ([("new", "old")], "old"),
+    ],
+)
+def test_every_host_goes_back_to_one_release(states: list, target: str) -> None:
+    """states: what serves on each host, and what served before."""
+    said = [{"previous": serves, "release": before} for serves, before in states]
+    assert application.rollback_release(said) == target
+
+
+def test_nothing_to_go_back_to() -> None:
+    with pytest.raises(AnsibleFilterError, match="nothing to go back to"):
+        application.rollback_release([{"msg": "shop: there is nothing to go back to"}])

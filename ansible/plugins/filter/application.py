@@ -165,11 +165,35 @@ def rollout_batches(
     return batches
 
 
+def rollback_release(states: Sequence[Mapping[str, Any]]) -> str:
+    """Return the release to which every host of an application goes back.
+
+    states: of each host in the order of the rollout, what app_release with `previous` says in check
+    mode: previous (the release that serves) and release (the one before; missing where there is
+    none). The first host leads. A rollback that was cut off is finished, not turned round: the
+    hosts that it did not reach would go back to what the first one serves already.
+    """
+    first, last = states[0], states[-1]
+    target = first.get("release")
+    if last.get("previous") != first.get("previous") and last.get("release") == first.get(
+        "previous"
+    ):
+        target = first.get("previous")
+    if not target:
+        raise AnsibleFilterError(first.get("msg") or "no release has served before")
+    return target
+
+
 class FilterModule:
     """Ansible's entry point."""
 
     def filters(self) -> dict[str, Any]:
         return {
             function.__name__: function
-            for function in (app_errors, pooler_query_wait_timeout, rollout_batches)
+            for function in (
+                app_errors,
+                pooler_query_wait_timeout,
+                rollback_release,
+                rollout_batches,
+            )
         }

@@ -235,7 +235,8 @@ class Application:
         self.path: str = parameters["health_path"]
         self.headers = {name: str(value) for name, value in parameters["health_headers"].items()}
         if "host" not in map(str.lower, self.headers):
-            self.headers["Host"] = f"{self.address['host']}:{self.address['port']}"
+            host = self.address["host"]
+            self.headers["Host"] = f"{f'[{host}]' if ':' in host else host}:{self.address['port']}"
         self.timeout: int = parameters["health_timeout_seconds"]
 
     # What is there.
