@@ -28,7 +28,7 @@ status: venv ## each application: its address, the path of its database traffic,
 check: venv ## linters, syntax, templates and unit tests; needs no hosts
 	@scripts/check.sh
 
-test: ## everything: make check, then Molecule on hosts of its own; SCENARIO=peers: one scenario
+test: ## make check, then Molecule on hosts of its own; SCENARIO=peers: one scenario
 	@scripts/test.sh $(SCENARIO)
 
 docs: venv ## write docs/variables.md from the roles' argument specs
