@@ -1,6 +1,9 @@
-"""Makes our module_utils importable under the name that the modules use."""
+"""Makes our module_utils importable under the name that the modules use, and runs playbooks."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,9 +12,26 @@ import ansible.module_utils
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
-ansible.module_utils.__path__.append(
-    str(Path(__file__).resolve().parents[2] / "ansible/plugins/module_utils")
-)
+ROOT = Path(__file__).resolve().parents[2]
+
+ansible.module_utils.__path__.append(str(ROOT / "ansible/plugins/module_utils"))
+
+
+@pytest.fixture(scope="session")
+def ansible_playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ansible-playbook from the project's directory, with further environment variables."""
+
+    def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return subprocess.run(
+            ["ansible-playbook", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PATH": path, "ANSIBLE_NOCOLOR": "1", **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
 
 
 @pytest.fixture

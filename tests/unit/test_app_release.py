@@ -118,7 +118,7 @@ def test_two_processes_take_turns(tmp_path: Path) -> None:
     other = context.Process(target=hold, args=(path, held, release))
     other.start()
     assert held.wait(30)
-    with pytest.raises(app_release.Refused, match=r"did not end in 0 s \(.*lock is locked\)"):
+    with pytest.raises(app_release.Locked, match=r"did not end in 0 s \(.*lock is locked\)"):
         app_release.lock(path, 0).__enter__()
     threading.Timer(0.2, release.set).start()
     with app_release.lock(path, 30):
@@ -339,6 +339,27 @@ def test_second_run_changes_nothing(serving: Host) -> None:
     assert (done["changed"], done["reasons"], done["diff"]) == (False, [], [])
     assert serving.systemd.calls == []
     assert serving.snapshot() == before
+
+
+def test_unused_file_goes_without_a_restart(serving: Host) -> None:
+    path = serving.config / "docker.env"
+    path.write_text("SECRET=old\n")
+    unused = [str(path), str(serving.config / "never-there")]
+    done = serving.deploy("r1", check=True, absent=unused)
+    assert (done["changed"], path.exists()) == (True, True)
+    assert done["diff"] == [{"prepared": f"{path} is no longer wanted\n"}]
+    done = serving.deploy("r1", absent=unused)
+    assert (done["changed"], done["reasons"], path.exists()) == (True, [], False)
+    assert serving.systemd.calls == []
+    assert serving.deploy("r1", absent=unused)["changed"] is False
+
+
+def test_refused_release_leaves_the_files_that_the_old_one_uses(serving: Host) -> None:
+    path = serving.config / "pgpass"
+    path.write_text("old")
+    serving.systemd.fails["shop-next.service r2"] = "no database"
+    done = serving.deploy("r2", absent=[str(path)], health_timeout_seconds=1)
+    assert (done["failed"], path.exists()) == (True, True)
 
 
 def test_second_run_finds_a_service_that_is_no_longer_ready(serving: Host) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import yaml
@@ -59,7 +59,9 @@ Rendered = dict[str, dict[str, str]]
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
+def rendered(
+    tmp_path_factory: pytest.TempPathFactory, ansible_playbook: Callable[..., CompletedProcess[str]]
+) -> Rendered:
     """Render every file on a host for each strategy and kind, in one run of the role's own."""
     directory = tmp_path_factory.mktemp("templates")
     role = directory / "roles/app"
@@ -87,17 +89,10 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
     (directory / "hosts.yml").write_text(yaml.safe_dump(inventory))
     play = {"hosts": "all", "gather_facts": False, "roles": ["app"]}
     (directory / "play.yml").write_text(yaml.safe_dump([play]))
-    run = subprocess.run(
-        ["ansible-playbook", "-i", directory / "hosts.yml", directory / "play.yml"],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-            "ANSIBLE_ROLES_PATH": str(directory / "roles"),
-        },
-        capture_output=True,
-        text=True,
+    run = ansible_playbook(
+        *("-i", directory / "hosts.yml", directory / "play.yml"),
+        ANSIBLE_STDOUT_CALLBACK="ansible.posix.json",
+        ANSIBLE_ROLES_PATH=str(directory / "roles"),
     )
     assert run.returncode == 0, run.stdout + run.stderr
     results = json.loads(run.stdout)["plays"][0]["tasks"][0]["hosts"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import application
+import poolkit
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
@@ -149,7 +150,7 @@ def batches(hosts: dict[str, tuple]) -> list[list[str]]:
         name: dict(zip(("app_name", "app_serial"), facts, strict=False))
         for name, facts in hosts.items()
     }
-    return application.rollout_batches(hostvars, {"applications": list(hosts)})
+    return poolkit.rollout_batches(hostvars, {"applications": list(hosts)})
 
 
 def test_each_host_is_a_batch_by_default() -> None:

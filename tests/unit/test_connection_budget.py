@@ -1,10 +1,11 @@
 """The connection budget, against sums worked out by hand, and what holds for every inventory."""
 
-import os
 import re
-import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import connection_budget
 import poolkit
@@ -293,6 +294,22 @@ def test_connections_of_a_worker(framework: dict, strategy: str, connections: in
     facts = {"app_connection_strategy": strategy, "app_connection_pool_size": 6}
     ((app,), _, _) = fleet(ONE, **framework, **facts)
     assert connection_budget.client_connections(app) == connections
+
+
+@pytest.mark.parametrize(
+    ("framework", "module", "asgi"),
+    [
+        ("fastapi", "app.main:app", True),
+        ("flask", "asgi:app", False),
+        ("django", "config.asgi:application", True),
+        ("django", "config.asgi", True),
+        ("django", "shop_asgi:application", True),
+        ("django", "config.wsgi:asgi", False),
+        ("django", "asgi.wsgi:application", False),
+    ],
+)
+def test_which_applications_are_asgi(framework: str, module: str, asgi: bool) -> None:
+    assert connection_budget.serves_asgi(framework, module) is asgi
 
 
 def test_pool_of_zero_is_none() -> None:
@@ -711,7 +728,10 @@ def test_a_host_more_never_lowers_the_total(arguments: tuple, beside: bool, app:
     assert tier >= before
 
 
-def plan_playbook(tmp_path: Path, *options: str) -> subprocess.CompletedProcess:
+@pytest.fixture
+def plan_playbook(
+    tmp_path: Path, ansible_playbook: Callable[..., CompletedProcess[str]]
+) -> Callable[..., CompletedProcess[str]]:
     """Run plan.yml for one host on this machine, with a database that nobody listens for."""
     hosts = {"web1": {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}}
     facts = {
@@ -726,25 +746,22 @@ def plan_playbook(tmp_path: Path, *options: str) -> subprocess.CompletedProcess:
     children = {name: {"hosts": hosts} for name in ("applications", "pgbouncer", "database_admin")}
     inventory = tmp_path / "hosts.yml"
     inventory.write_text(yaml.safe_dump({"all": {"vars": facts, "children": children}}))
-    programs = Path(sys.executable).parent
-    return subprocess.run(
-        ["ansible-playbook", "-i", inventory, "ansible/playbooks/plan.yml", *options],
-        cwd=ROOT,
-        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-    )
+    return partial(ansible_playbook, "-i", inventory, "ansible/playbooks/plan.yml")
 
 
-def test_plan_shows_the_table_without_a_server(tmp_path: Path) -> None:
-    run = plan_playbook(tmp_path, "--check")
+def test_plan_shows_the_table_without_a_server(
+    plan_playbook: Callable[..., CompletedProcess[str]],
+) -> None:
+    run = plan_playbook("--check")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "97  available (assumed" in run.stdout
     assert "changed=0" in run.stdout
 
 
-def test_plan_fails_over_budget_after_the_table(tmp_path: Path) -> None:
-    run = plan_playbook(tmp_path, "-e", "database_reserved_for_others=90")
+def test_plan_fails_over_budget_after_the_table(
+    plan_playbook: Callable[..., CompletedProcess[str]],
+) -> None:
+    run = plan_playbook("-e", "database_reserved_for_others=90")
     assert run.returncode != 0
     words = " ".join(run.stdout.split())
     assert "119 total" in words  # 12 pooled, 12 in a restart, 5 for migrations, 90 for others

@@ -288,7 +288,7 @@ def test_applications_are_collected_once() -> None:
         ({"app_connection_strategy": "nativ"}, "web2: app_connection_strategy is 'nativ': use one"),
         ({"app_pool_mode": "statement"}, "web2: app_pool_mode is 'statement': use one of transact"),
         ({"app_workers": 0}, "web2: app_workers is 0: give a number of processes, or auto"),
-        ({"app_serial": "half"}, "web2: app_serial is 'half': give a number of hosts"),
+        ({"app_serial": "half"}, "web2: app_serial is 'half': give a number or"),
         ({"app_migration_lock_timeout": "5 seconds"}, "web2: app_migration_lock_timeout is '5 sec"),
         ({"app_database_settings": {"search_path": "a, b"}}, r"give a list, \[shop, public\]"),
         ({"app_database_settings": {"search_path": []}}, "give a list of schemas"),
@@ -335,7 +335,7 @@ def test_defaults_agree_with_the_role() -> None:
         if isinstance(value, str):
             value = NativeEnvironment().from_string(value).render(app_name="shop")
         assert value == shop[key], variable
-    assert str(defaults["app_serial"]) == shop["serial"]
+    assert defaults["app_serial"] == shop["hosts_at_once"]
     assert shop["workers"] == {"web1": defaults["app_workers"]}
     assert shop["owner_settings"] == {
         "lock_timeout": defaults["app_migration_lock_timeout"],

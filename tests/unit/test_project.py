@@ -1,12 +1,10 @@
 """The project's own files agree with each other."""
 
 import importlib
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import jinja2
 import pytest
@@ -157,16 +155,11 @@ def test_leaks(task: dict, keys: list[str]) -> None:
     assert leaks(task) == keys
 
 
-def test_example_inventory_asks_for_its_secrets() -> None:
+def test_example_inventory_asks_for_its_secrets(
+    ansible_playbook: Callable[..., CompletedProcess[str]],
+) -> None:
     """inventories/production as it stands is refused for the secrets that are to be filled in."""
-    programs = Path(sys.executable).parent
-    run = subprocess.run(
-        ["ansible-playbook", "-i", "inventories/production", "ansible/playbooks/preflight.yml"],
-        cwd=ROOT,
-        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-    )
+    run = ansible_playbook("-i", "inventories/production", "ansible/playbooks/preflight.yml")
     assert run.returncode != 0
     assert "database_admin_password is missing" in run.stdout
     assert "scram_salt_seed is missing" in run.stdout

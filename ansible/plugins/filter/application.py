@@ -1,4 +1,4 @@
-"""Filters of the role app: what its variables must not contradict, and the order of a rollout."""
+"""Filters of the role app: what its variables must not contradict, and where a rollback goes."""
 
 from __future__ import annotations
 
@@ -138,33 +138,6 @@ def pooler_query_wait_timeout(
     )
 
 
-def rollout_batches(
-    hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Sequence[str]]
-) -> list[list[str]]:
-    """Return the hosts of the group `applications` in the batches of a rollout.
-
-    Each batch holds the next app_serial hosts of every application: a number, or a percentage of
-    its hosts, at least one. The applications are rolled out side by side, in the inventory's order.
-    """
-    hosts_of: dict[str, list[str]] = {}
-    for host in groups["applications"]:
-        hosts_of.setdefault(str(hostvars[host].get("app_name")), []).append(host)
-    batches: list[list[str]] = []
-    for hosts in hosts_of.values():
-        serial = str(hostvars[hosts[0]].get("app_serial", 1))
-        if not _count_or_share(serial):
-            raise AnsibleFilterError(
-                f"{hosts[0]}: app_serial is {serial!r}: give a number or a percentage such as 25%"
-            )
-        share = serial.endswith("%")
-        size = max(len(hosts) * int(serial[:-1]) // 100, 1) if share else int(serial)
-        for number, start in enumerate(range(0, len(hosts), size)):
-            if number == len(batches):
-                batches.append([])
-            batches[number] += hosts[start : start + size]
-    return batches
-
-
 def rollback_release(states: Sequence[Mapping[str, Any]]) -> str:
     """Return the release to which every host of an application goes back.
 
@@ -194,6 +167,5 @@ class FilterModule:
                 app_errors,
                 pooler_query_wait_timeout,
                 rollback_release,
-                rollout_batches,
             )
         }

@@ -41,8 +41,6 @@ PROCESSES = 1
 AUTH_QUERY_CONNECTIONS = 5
 """Default of pgbouncer_auth_query_connections in roles/pgbouncer/defaults."""
 
-POOLED = ("pgbouncer", "pgbouncer_nopool")
-"""Strategies that go through a PgBouncer of the inventory."""
 CLIENT_POOL = ("pgbouncer", "native", "managed")
 """Strategies with a pool, or a kept connection, inside each worker process."""
 
@@ -117,6 +115,13 @@ def _number(value: Any, variable: str, host: str) -> int:
     return int(value)
 
 
+def serves_asgi(framework: str, module: str) -> bool:
+    """Say whether an application is one of ASGI: FastAPI, or Django's "config.asgi:application"."""
+    if framework == "django":
+        return str(module).partition(":")[0].endswith("asgi")
+    return framework == "fastapi"
+
+
 def client_connections(app: Mapping[str, Any]) -> int | None:
     """Return the connections that one worker process of an application may hold at once.
 
@@ -130,10 +135,8 @@ def client_connections(app: Mapping[str, Any]) -> int | None:
         raise AnsibleFilterError(
             f"{app['name']}: app_framework is {framework!r}: use one of django, fastapi, flask"
         )
-    # "config.asgi:application"; of Django under WSGI only the strategy native has a pool.
-    asgi = framework == "fastapi" or (
-        framework == "django" and str(app["module"]).partition(":")[0].endswith("asgi")
-    )
+    asgi = serves_asgi(framework, app["module"])
+    # Of Django under WSGI only the strategy native has a pool.
     size = app["connection_pool_size"] if strategy in CLIENT_POOL else 0
     if size and (asgi or framework == "flask" or strategy == "native"):
         return size
@@ -305,7 +308,7 @@ def _unpooled(app: Mapping[str, Any]) -> tuple[int | None, int]:
     workers = sum(_workers(app, host, reason) for host in app["hosts"])
     each = client_connections(app)
     if each is not None:
-        return workers * each, _hosts_at_once(app["serial"], len(app["hosts"])) * each
+        return workers * each, app["hosts_at_once"] * each
     if app["connection_limit"] is None:
         raise AnsibleFilterError(
             f"{app['name']}: app_connection_strategy is {app['strategy']}, and an ASGI application "
@@ -313,13 +316,6 @@ def _unpooled(app: Mapping[str, Any]) -> tuple[int | None, int]:
             "app_database_connection_limit, so give it, or choose another strategy"
         )
     return None, 0
-
-
-def _hosts_at_once(serial: str, hosts: int) -> int:
-    """Return how many of an application's hosts one batch has, as Ansible's `serial` counts."""
-    if serial.endswith("%"):
-        return min(max(hosts * int(serial[:-1]) // 100, 1), hosts)
-    return min(int(serial), hosts)
 
 
 def _rows(apps: Applications, pools: Mapping[str, list[Pool]], auto_size: int) -> list[dict]:
@@ -330,7 +326,7 @@ def _rows(apps: Applications, pools: Mapping[str, list[Pool]], auto_size: int) -
         rolling = sum(pool.rolling(auto_size) for pool in pools[app["name"]])
         fallback = app["fallback_connections"] * len(app["hosts"])
         given = app["connection_limit"]
-        if app["strategy"] in POOLED:
+        if app["poolers"]:
             # The fallback is for a pooler that is gone, not for one that is replaced.
             direct, limit = 0, pooled + max(rolling, fallback)
         else:
@@ -388,7 +384,7 @@ def _advice(
         if app["connection_limit"] is not None:
             parts[f"app_database_connection_limit of {name}"] += row["limit"]
             continue
-        if app["strategy"] not in POOLED:
+        if not app["poolers"]:
             parts[f"app_workers and client pools of {name}"] += row["direct"] + row["rolling"]
             parts[f"app_fallback_connections of {name}"] += row["fallback"]
             continue
@@ -410,7 +406,7 @@ def _advice(
 def _no_room(app: Mapping[str, Any], row: Mapping[str, Any], pools: list[Pool]) -> str:
     """Return why an application's given limit is too small."""
     wrong = f"{app['name']}: app_database_connection_limit is {row['limit']}, but its"
-    if app["strategy"] not in POOLED:
+    if not app["poolers"]:
         need = row["direct"] + row["rolling"]
         return (
             f"{wrong} worker processes may open {need} connections and would get errors: give at "
@@ -594,5 +590,6 @@ class FilterModule:
                 connection_budget,
                 connection_limits,
                 has_auto_pools,
+                serves_asgi,
             )
         }

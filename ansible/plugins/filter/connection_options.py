@@ -10,9 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-POOLED = ("pgbouncer", "pgbouncer_nopool")
-"""Strategies that go through a PgBouncer of the inventory."""
-
 TRACKED = (
     *("application_name", "client_encoding", "datestyle", "intervalstyle"),
     *("standard_conforming_strings", "timezone"),
@@ -54,13 +51,12 @@ def _url(text: str) -> tuple[set[tuple[str, str]], list[str]] | None:
 def connection_options(
     environment: Mapping[str, Any],
     endpoints: Iterable[Mapping[str, Any]],
-    strategy: str,
-    database_url: str = "",
+    database_url: str,
 ) -> dict[str, list[str]]:
     """Return {errors, warnings} about settings that an application asks for when it connects.
 
-    environment: app_environment. endpoints: the application's poolers, [{host, port}, …].
-    strategy: app_connection_strategy. database_url: app_database_url.
+    environment: app_environment. endpoints: the application's poolers, [{host, port}, …]; none
+    where its strategy goes past them. database_url: app_database_url, a platform's pooler.
     An error is what is certain to break: PGOPTIONS, which libpq sends with every connection, and a
     URL of one of the poolers, that set more than PgBouncer keeps for a client. It answers
     `unsupported startup parameter`, or drops the setting where ignore_startup_parameters tells it
@@ -69,9 +65,9 @@ def connection_options(
     poolers = {(str(pooler["host"]), str(pooler["port"])) for pooler in endpoints}
     errors, warnings = [], []
     values = {f"app_environment.{name}": str(value) for name, value in environment.items()}
-    if strategy == "managed":
+    if database_url:
         values["app_database_url"] = database_url
-    elif strategy not in POOLED:
+    elif not poolers:
         return {"errors": [], "warnings": []}
     for variable, value in sorted(values.items()):
         url = _url(value)
@@ -80,12 +76,12 @@ def connection_options(
             continue
         what = f"{variable} sets {', '.join(settings)} in its connection options"
         certain = variable == "app_environment.PGOPTIONS" or (url and url[0] & poolers)
-        if certain and strategy in POOLED:
+        if certain and poolers:
             errors.append(
                 f"{what}, which PgBouncer refuses (unsupported startup parameter): take them out "
                 "and declare them in app_database_settings, which hold on every connection"
             )
-        elif strategy in POOLED:
+        elif poolers:
             warnings.append(
                 f"{what}. Where the application sends them to the pooler it is refused "
                 "(unsupported startup parameter): declare them in app_database_settings instead"

@@ -310,8 +310,8 @@ def applications(
     `connection_limits` derives it), fallback_connections (of one host), owner_connection_limit,
     settings (of the user), owner_settings, schema (the first of a declared search_path, or
     public), strategy, pool_mode, framework, module, workers ({host: number or "auto"}), threads,
-    connection_pool_size, serial. Defaults equal those in roles/app/defaults/main.yml, which other
-    plays cannot see (a unit test compares them).
+    connection_pool_size, hosts_at_once (in a batch of a rollout). Defaults equal those in
+    roles/app/defaults/main.yml, which other plays cannot see (a unit test compares them).
     Refused: two hosts of one application that state different facts, two applications with one
     database or role, a role that is the administrator's, and a host that no pooler serves.
     """
@@ -338,6 +338,7 @@ def applications(
             if any(pooler in poolers for poolers in used.values())
         }
         entry["poolers"] = list(entry["clients"])
+        entry["hosts_at_once"] = _batch_size(entry.pop("serial"), len(entry["hosts"]))
     _refuse_shared(entries, admin_user)
     return entries
 
@@ -398,11 +399,37 @@ def _workers(facts: Mapping[str, Any], host: str) -> int | str:
 
 def _serial(facts: Mapping[str, Any], host: str) -> str:
     value = str(facts.get("app_serial", 1))
-    if not re.fullmatch(r"[1-9]\d*%?", value):
+    if not re.fullmatch(r"[1-9]\d*|([1-9]\d?|100)%", value):
         raise AnsibleFilterError(
-            f"{host}: app_serial is {value!r}: give a number of hosts, or a percentage"
+            f"{host}: app_serial is {value!r}: give a number or a percentage such as 25%"
         )
     return value
+
+
+def _batch_size(serial: str, hosts: int) -> int:
+    """Return how many of an application's hosts one batch has, as Ansible's `serial` counts."""
+    if serial.endswith("%"):
+        return max(hosts * int(serial[:-1]) // 100, 1)
+    return min(int(serial), hosts)
+
+
+def rollout_batches(hostvars: Mapping[str, Mapping[str, Any]], groups: Groups) -> list[list[str]]:
+    """Return the hosts of the group `applications` in the batches of a rollout.
+
+    Each batch holds the next app_serial hosts of every application: a number, or a percentage of
+    its hosts, at least one. The applications are rolled out side by side, in the inventory's order.
+    """
+    hosts_of: dict[str, list[str]] = {}
+    for host in groups["applications"]:
+        hosts_of.setdefault(str(hostvars[host].get("app_name")), []).append(host)
+    batches: list[list[str]] = []
+    for hosts in hosts_of.values():
+        size = _batch_size(_serial(hostvars[hosts[0]], hosts[0]), len(hosts))
+        for number, start in enumerate(range(0, len(hosts), size)):
+            if number == len(batches):
+                batches.append([])
+            batches[number] += hosts[start : start + size]
+    return batches
 
 
 def _duration(facts: Mapping[str, Any], variable: str, default: str, host: str) -> str:
@@ -649,6 +676,7 @@ class FilterModule:
                 pooler_database,
                 pooler_endpoints,
                 pooler_listen_addr,
+                rollout_batches,
                 quote_ident,
                 scram_verifier,
                 setting_literal,

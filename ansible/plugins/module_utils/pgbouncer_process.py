@@ -12,8 +12,9 @@ import select
 import shutil
 import subprocess
 import time
-from datetime import UTC, datetime
 from pathlib import Path
+
+from ansible.module_utils import service_state
 
 RUNTIME_DIRECTORY = Path("/run/pgbouncer")
 """Process N has its unix socket in N/ below it."""
@@ -31,9 +32,7 @@ class Refused(Exception):
 def systemctl(*arguments: str, timeout: int = 150) -> subprocess.CompletedProcess[str]:
     """Run systemctl; the default time is more than systemd's own 90 s for a stop."""
     try:
-        return subprocess.run(
-            ["systemctl", *arguments], capture_output=True, text=True, timeout=timeout
-        )
+        return service_state.systemctl(*arguments, timeout=timeout)
     except subprocess.TimeoutExpired:
         raise Refused(f"systemctl {' '.join(arguments)} did not end in {timeout} s") from None
 
@@ -70,8 +69,7 @@ class Process:
 
     def log(self) -> str:
         """Return the last lines of the process's log."""
-        command = ["journalctl", "-u", self.unit, "-n", "5", "-o", "cat", "--no-pager"]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        return service_state.log_end(self.unit, lines=5)
 
     def control(self, verb: str) -> None:
         done = systemctl(verb, self.unit)
@@ -124,11 +122,8 @@ class Process:
 
     def older_than(self, path: str) -> bool:
         """Tell whether a file was put in place after the process started, as a package does."""
-        text = self.property("ExecMainStartTimestamp")
-        if not text or text == "n/a":
-            return False
-        started = datetime.strptime(text.split(" ", 1)[1], "%Y-%m-%d %H:%M:%S.%f UTC")
-        return Path(path).stat().st_ctime > started.replace(tzinfo=UTC).timestamp()
+        started = service_state.timestamp(self.property("ExecMainStartTimestamp"))
+        return bool(started) and Path(path).stat().st_ctime > started
 
     def version(self) -> tuple[int, ...]:
         """Return the version of the running process, which a package upgrade leaves as it was."""

@@ -7,9 +7,13 @@ import subprocess
 from datetime import UTC, datetime
 
 
-def systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run systemctl and return what it printed; never raises for its exit code."""
-    return subprocess.run(["systemctl", *arguments], capture_output=True, text=True)
+def systemctl(*arguments: str, timeout: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run systemctl and return what it printed; never raises for its exit code.
+
+    timeout: seconds; raises subprocess.TimeoutExpired after them.
+    """
+    command = ["systemctl", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
 
 def properties(unit: str, names: str) -> dict[str, str]:

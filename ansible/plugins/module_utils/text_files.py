@@ -17,10 +17,17 @@ def read(path: Path) -> str | None:
         return None
 
 
-def write(path: Path, content: str, mode: int, owner: str | None = None) -> None:
+def write(
+    path: Path,
+    content: str,
+    mode: int,
+    owner: str | int | None = None,
+    group: str | int | None = None,
+) -> None:
     """Replace a file at once: a reader sees the old text or the new one, and never another mode.
 
-    owner: a user, whose group of the same name gets the file as well; None leaves root's.
+    owner: a user, whose group of the same name gets the file as well where no group is given; None
+    leaves root's.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -31,8 +38,8 @@ def write(path: Path, content: str, mode: int, owner: str | None = None) -> None
             stream.write(content.encode(errors="surrogateescape"))
             stream.flush()
             os.fsync(stream.fileno())
-        if owner:
-            shutil.chown(partial, owner, owner)
+        if owner is not None:
+            shutil.chown(partial, owner, owner if group is None else group)
         partial.chmod(mode)
         partial.replace(path)
     except BaseException:

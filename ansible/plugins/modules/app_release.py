@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import http.client
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.locking import Locked, lock
 from ansible.module_utils.secret_values import hide, of_environment
 from ansible.module_utils.service_state import (
     log_end,
@@ -72,6 +71,11 @@ options:
         output.
     type: list
     elements: dict
+    default: []
+  absent:
+    description: Files of an earlier configuration, removed when the release serves without them.
+    type: list
+    elements: path
     default: []
   address:
     description: The {host, port} that NAME.socket listens on, as the health check reaches it.
@@ -161,7 +165,9 @@ class Refused(Exception):
 
 def explained(error: Exception) -> str:
     """Return an error as text; one that we did not foresee with its name."""
-    return str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+    return (
+        str(error) if isinstance(error, (Refused, Locked)) else f"{type(error).__name__}: {error}"
+    )
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -447,7 +453,7 @@ class Application:
             for link in (self.root / "releases").glob("*/.venv")
             if link.is_symlink()
         }
-        with contextlib.suppress(Refused), lock(self.root / "venvs/.lock", 0):
+        with contextlib.suppress(Locked), lock(self.root / "venvs/.lock", 0):
             # Another deployment builds one while it holds this lock; the next run cleans up then.
             for venv in (self.root / "venvs").glob("[!.]*"):
                 if venv.is_dir() and venv.name not in used:
@@ -505,25 +511,6 @@ class Application:
             return f"GOING BACK FAILED AS WELL: {explained(error)}"
 
 
-@contextlib.contextmanager
-def lock(path: Path, seconds: int) -> Iterator[None]:
-    """Hold the lock of an application on this host; raises Refused when another keeps it."""
-    with path.open("w") as stream:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise Refused(
-                        f"another deployment on this host did not end in {seconds} s ({path} is "
-                        "locked): wait for it, then run this again"
-                    ) from None
-                time.sleep(0.5)
-        yield
-
-
 def main() -> None:
     os.umask(0o022)  # the service's user reads what this makes; write() knows the secret files
     file = {"path": {"type": "path", "required": True}}
@@ -538,6 +525,7 @@ def main() -> None:
             "release": {"type": "str", "required": True},
             "files": {"type": "list", "elements": "dict", "default": [], "options": plain},
             "secret_files": {"type": "list", "elements": "dict", "default": [], "options": secret},
+            "absent": {"type": "list", "elements": "path", "default": []},
             "address": {"type": "dict", "required": True, "options": address},
             "health_path": {"type": "str", "default": "/readyz"},
             "health_headers": {"type": "dict", "default": {}},
@@ -585,16 +573,21 @@ def main() -> None:
             result = {"release": release, "previous": before, "reasons": reasons}
             public = {Path(file["path"]) for file in module.params["files"]}
             texts = (difference(p, t, p not in public) for p, t in application.wanted.items())
+            left_over = [path for path in map(Path, module.params["absent"]) if path.exists()]
+            texts = [*texts, *(f"{path} is no longer wanted\n" for path in left_over)]
             result["diff"] = [{"prepared": text} for text in texts if text]
             if reasons and not module.check_mode:
                 result |= application.deploy(release)
                 application.clean(module.params["releases_kept"], before, release)
             elif not module.check_mode:
                 result["body"] = application.wait_until_ready(application.service)
-    except (Refused, OSError) as error:
+            if not module.check_mode:
+                for path in left_over:
+                    path.unlink()
+    except (Refused, Locked, OSError) as error:
         text = hide(explained(error), application.secrets())
         module.fail_json(msg=f"{application.name}: {text}")
-    module.exit_json(changed=bool(reasons), **result)
+    module.exit_json(changed=bool(reasons or left_over), **result)
 
 
 if __name__ == "__main__":

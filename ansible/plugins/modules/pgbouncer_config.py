@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import grp
 import json
 import os
@@ -21,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.locking import Locked, lock
 from ansible.module_utils.pgbouncer_process import (
     PATH,
     Process,
@@ -43,6 +43,7 @@ from ansible.module_utils.pgbouncer_text import (
     trial_config,
     trial_error,
 )
+from ansible.module_utils.text_files import read, write
 
 DOCUMENTATION = r"""
 ---
@@ -239,13 +240,13 @@ class Transaction:
         for pattern in ("process-*.ini", "tls/*"):
             for path in self.directory.glob(pattern):
                 self.after.setdefault(str(path), None)  # no longer wanted
-        self.on_disk = {path: self.read(path) for path in self.after}
+        self.on_disk = {path: read(Path(path)) for path in self.after}
         self.before = dict(self.on_disk)
         self.owners = {path: self.owner(path) for path in self.after if Path(path).exists()}
         self.replaces_distribution = not (MASK.is_symlink() and str(MASK.readlink()) == "/dev/null")
         # What restore_distribution needs: an own unit under the distribution's name, and its state.
         self.distribution = {
-            "unit": None if MASK.is_symlink() else self.read(str(MASK)),
+            "unit": None if MASK.is_symlink() else read(MASK),
             "active": systemctl("is-active", "pgbouncer.service").returncode == 0,
         }
         # Holds the old files from before the swap until the proof: a run that was killed between is
@@ -278,13 +279,6 @@ class Transaction:
         return parse_ini(texts.get(self.process_path(number), ""), texts)
 
     @staticmethod
-    def read(path: str) -> str | None:
-        if not Path(path).exists():
-            return None
-        with Path(path).open(newline="", errors="surrogateescape") as file:
-            return file.read()
-
-    @staticmethod
     def owner(path: str) -> tuple[int, int, int]:
         stat = Path(path).stat()
         return stat.st_uid, stat.st_gid, stat.st_mode & 0o777
@@ -310,14 +304,7 @@ class Transaction:
             if not parent.exists():
                 parent.mkdir(mode=0o750)
                 os.chown(parent, 0, gid)
-            partial = Path(f"{path}.new")
-            partial.unlink(missing_ok=True)
-            partial.touch(mode=0o600)
-            os.chown(partial, uid, gid)
-            partial.chmod(mode)
-            with partial.open("w", newline="", errors="surrogateescape") as file:
-                file.write(content)
-            partial.replace(path)
+            write(Path(path), content, mode, uid, gid)
 
     def right_modes(self) -> bool:
         """Tell whether the files belong to root and are readable by the service's group only."""
@@ -623,11 +610,8 @@ class Transaction:
         if self.module.check_mode:
             self.done = forecast or [{"process": 1, "action": "reload", "seconds": 0.0}]
             return self.result(True, names, start)
-        partial = Path(f"{self.pending}.new")
-        partial.touch(mode=0o600)
         kept = {"files": self.before, "owners": self.owners, "distribution": self.distribution}
-        partial.write_text(json.dumps(kept))
-        partial.replace(self.pending)
+        write(self.pending, json.dumps(kept), 0o600)
         try:
             self.write(self.after)
             self.apply(self.after, self.before)
@@ -728,22 +712,6 @@ def create_user(name: str) -> None:
     subprocess.run(command, check=True, env={"PATH": PATH})
 
 
-@contextlib.contextmanager
-def exclusive(path: str, seconds: int) -> Iterator[None]:
-    """Hold a lock file, so that two runs cannot interleave; raise Refused when it stays taken."""
-    with Path(path).open("w") as file:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise Refused(f"another run holds {path} since {seconds} s") from None
-                time.sleep(0.2)
-        yield
-
-
 def main() -> None:
     file = {
         "path": {"type": "path", "required": True},
@@ -779,11 +747,11 @@ def main() -> None:
         create_user(module.params["user"])
     try:
         seconds = module.params["drain_seconds"] + module.params["timeout_seconds"] * 3
-        with exclusive("/run/poolkit-pgbouncer.lock", seconds):
+        with lock(Path("/run/poolkit-pgbouncer.lock"), seconds):
             for left_over in Path("/run").glob("poolkit-pgbouncer.*/"):  # of a run that was killed
                 shutil.rmtree(left_over, ignore_errors=True)
             module.exit_json(**Transaction(module).run())
-    except (Refused, OSError, ValueError, subprocess.SubprocessError) as error:
+    except (Refused, Locked, OSError, ValueError, subprocess.SubprocessError) as error:
         # What happens after the swap is caught by restore().
         module.fail_json(msg=f"{error}. Nothing was changed.")
 
