@@ -94,9 +94,10 @@ def test_check_mode_changes_nothing(admin: Admin) -> None:
 def test_pause_holds_a_query_and_resume_lets_it_through(pooler: Pooler, admin: Admin) -> None:
     code, result = admin(command="pause", database="shop")
     assert (code, result["changed"], outcomes(result)) == (0, True, {"done"})
-    query = Query(pooler, "SELECT 42")
     code, result = admin(command="pause", database="shop")
     assert (code, result["changed"], outcomes(result)) == (0, False, {"unchanged"})
+    query = Query(pooler, "SELECT 42")  # waits at most query_wait_timeout, 10 s
+    time.sleep(0.5)
     assert query.result is None
     code, result = admin(command="resume", database="shop")
     assert (code, result["changed"], outcomes(result)) == (0, True, {"done"})

@@ -329,6 +329,22 @@ def test_failure_stops_what_comes_after(project: Project, failing: str, ran: lis
     assert project.ran == ran
 
 
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("canceling statement due to lock timeout", "run this again at a quieter time"),
+        ("Unit shop-migrate.service was already loaded", "wait for it to end"),
+        ("no such column", ""),
+    ],
+)
+def test_what_to_do_follows_the_output(project: Project, said: str, advice: str) -> None:
+    project.output["upgrade"] = (1, said)
+    message = project.migrate()["msg"]
+    assert said in message
+    assert advice in message
+    assert message.endswith(said) is (not advice)
+
+
 def test_migrations_that_stay_pending_are_an_error(project: Project) -> None:
     project.applies = False
     assert project.migrate()["msg"] == "still pending after the migrations: items.0002"

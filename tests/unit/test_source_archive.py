@@ -206,6 +206,17 @@ def test_paths_begin_at_home(
     assert contents(done["archive"])["requirements.txt"] == b"gunicorn==1\n"
 
 
+def test_unused_archives_go(source: Path, pack_source: Callable[..., dict]) -> None:
+    used = Path(pack_source(source=str(source))["archive"])
+    young, old = used.with_name("young.tar.gz"), used.with_name("old.tar.gz")
+    for path, days in ((used, 31), (young, 29), (old, 31)):
+        path.touch()
+        moment = path.stat().st_mtime - days * 86400
+        os.utime(path, (moment, moment))
+    assert pack_source(source=str(source))["archive"] == str(used)
+    assert sorted(used.parent.iterdir()) == sorted([used, young])
+
+
 def test_excluded_requirements_are_in_the_archive(
     source: Path, pack_source: Callable[..., dict]
 ) -> None:

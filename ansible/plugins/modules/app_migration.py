@@ -109,6 +109,10 @@ waited_seconds:
 
 
 HINTS = {
+    "was already loaded": (
+        "An earlier run was cut off while its command ran, and that goes on: wait for it to end "
+        "(systemctl status shows it), then run this again"
+    ),
     "Can't locate revision": (
         "The database is ahead of this code. To go back to it use ansible/playbooks/rollback.yml, "
         "or deploy it with -e app_migrations=skip"

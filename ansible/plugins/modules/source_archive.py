@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import gzip
 import hashlib
@@ -10,6 +11,7 @@ import io
 import os
 import re
 import tarfile
+import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -37,7 +39,8 @@ description:
     mirror in git/ beside the archive directory; nothing is checked out and no hook runs. Submodules
     and files in Git LFS are not fetched.
   - Checks that the source is one that the app role can deploy, before anything has changed.
-  - Writes only to the archive directory and the mirrors, so it runs in check mode as well.
+  - Writes only to the archive directory and the mirrors, so it runs in check mode as well. Archives
+    that were not used for 30 days are removed.
 options:
   source:
     description:
@@ -222,15 +225,26 @@ def pack(source: Path, files: list[Path], added: dict[str, str]) -> bytes:
     return buffer.getvalue()
 
 
+UNUSED_SECONDS = 30 * 86400
+"""Age at which an archive that no deployment has used since goes."""
+
+
 def stored(content: bytes, directory: Path) -> tuple[Path, str]:
     """Write the archive where it is missing; return its path and the release that it holds."""
     directory.mkdir(parents=True, exist_ok=True)
     release = hashlib.sha256(content).hexdigest()[:12]
     archive = directory / f"{release}.tar.gz"
-    if not archive.exists():
+    if archive.exists():
+        archive.touch()
+    else:
         partial = archive.with_suffix(f".{os.getpid()}")
         partial.write_bytes(content)
         partial.replace(archive)
+    for other in directory.iterdir():
+        # Another deployment may remove it first.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - other.stat().st_mtime > UNUSED_SECONDS:
+                other.unlink()
     return archive, release
 
 
