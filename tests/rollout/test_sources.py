@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,9 @@ NAMES = {
 }
 
 
+LOCK = Path(__file__).parents[2] / "examples/flask/requirements.txt"
+
+
 def git(folder: Path, *arguments: str) -> None:
     identity = ("-c", "user.name=poolkit", "-c", "user.email=poolkit@example.org")
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
@@ -55,8 +59,7 @@ def test_application_from_git_with_names_of_its_own(
     same variables to a container.
     """
     site = sites("flask")
-    lock = Path(__file__).parents[2] / "examples/flask/requirements.txt"
-    (tmp_path / "requirements.txt").write_text(lock.read_text())
+    (tmp_path / "requirements.txt").write_text(LOCK.read_text())
     (tmp_path / "plain.py").write_text("raise SystemExit('the first commit is broken')\n")
     git(tmp_path, "init", "--quiet", "--initial-branch=main")
     git(tmp_path, "add", ".")
@@ -103,3 +106,57 @@ def test_application_from_git_with_names_of_its_own(
     assert variables["DB_PASSWORD"] == passwords["plain"]
     assert variables["DB_USER"] == "flask"
     assert "PGPASSFILE" not in variables
+
+
+PSQL = "psql -XAtq service=flask_owner"
+
+
+def note(step: str) -> str:
+    """Return a shell command that notes a step, and the release that serves at that time."""
+    insert = "INSERT INTO steps (step, release) VALUES (:'step', :'release')"
+    serves = '"release=$(basename "$(readlink /srv/flask/current)")"'
+    return f'echo "{insert}" | {PSQL} -v ON_ERROR_STOP=1 -v step={step} -v {serves}'
+
+
+def test_wheel_with_migrations_and_hooks_of_its_own_after_it_serves(
+    sites: Callable[[str], Site], tmp_path: Path
+) -> None:
+    """The commands are the application's own, and need a shell's `$`; docker.env is given up."""
+    site = sites("flask")
+    web1 = site.hosts["web1"]
+    site.rows("DROP TABLE IF EXISTS steps, done")
+    wheel = tmp_path / "plain-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as packed:
+        packed.writestr("plain.py", PLAIN)
+        packed.writestr("plain-1.0.dist-info/METADATA", "Name: plain\nVersion: 1.0\n")
+    create = "CREATE TABLE steps (number serial, step text, release text)"
+    variables = {
+        "app_source": str(wheel),
+        "app_requirements": str(LOCK),
+        "app_module": "plain:app",
+        "app_migrations": "after",
+        "app_health_path": "/health",
+        "app_environment_names": NAMES,
+        "app_pre_migration_command": ["sh", "-ec", f"{PSQL} -c '{create}'; {note('before')}"],
+        "app_migration_command": ["sh", "-ec", f"{PSQL} -c 'CREATE TABLE done ()'; {note('run')}"],
+        "app_post_migration_command": ["sh", "-ec", note("after")],
+        "app_migration_pending_command": [
+            *(*PSQL.split(), "-c", "SELECT 'done' WHERE to_regclass('done') IS NULL")
+        ],
+    }
+    deploy = ("ansible/playbooks/app.yml", "--limit=web1")
+    try:
+        run = site.play(*deploy, **variables)
+        assert run.code == 0, run.output[-3000:]
+        release = Path(web1.check_output("readlink /srv/flask/current")).name
+        steps = site.rows("SELECT step, release FROM steps ORDER BY number")
+        assert steps == [f"{step}|{release}" for step in ("before", "run", "after")]
+        assert web1.check_output(f"find /srv/flask/releases/{release} -name '*.py'").endswith(
+            "/plain.py"
+        )
+        assert not web1.file("/etc/poolkit/flask/docker.env").exists
+        again = site.play(*deploy, **variables)
+        assert again.code == 0, again.output[-3000:]
+        assert set(again.changed.values()) == {0}, again.output[-3000:]
+    finally:
+        site.rows("DROP TABLE IF EXISTS steps, done")
