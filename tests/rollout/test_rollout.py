@@ -258,19 +258,24 @@ def test_service_is_sandboxed(sites: Sites) -> None:
         assert exposure <= 2.5
 
 
-@pytest.mark.parametrize("framework", ["django", "fastapi", "flask"])
+@pytest.mark.parametrize(
+    ("framework", "serial"), [("django", 1), ("fastapi", 1), ("flask", "100%")]
+)
 def test_release_and_rollback_under_traffic(
-    sites: Sites, release: Callable[..., Path], framework: str
+    sites: Sites, release: Callable[..., Path], framework: str, serial: object
 ) -> None:
-    """A release with a migration that builds an index CONCURRENTLY and locks, then back again."""
+    """A release with a migration that builds an index CONCURRENTLY and locks, then back again.
+
+    One host after the other, or both at once.
+    """
     site = sites(framework)
     before = site.releases()
     file, text = MIGRATION[framework]
     source = release(framework, "good", {file: lambda _: text.format(statements=CONCURRENTLY)})
     with site.traffic(clients=8, pause_seconds=0.05) as traffic:
-        run = site.deploy(source)
+        run = site.deploy(source, app_serial=serial)
         after = site.releases()
-        back = site.play("ansible/playbooks/rollback.yml")
+        back = site.play("ansible/playbooks/rollback.yml", app_serial=serial)
         again = site.releases()
         traffic.wait_for(REQUESTS)
     assert run.code == 0, run.output[-3000:]

@@ -93,11 +93,14 @@ def test_lock_key_is_the_same_everywhere() -> None:
 
 def test_command_for_systemd() -> None:
     command = app_migration.systemd_run(
-        "shop", ["User=shop-migrate", "PrivateTmp=yes"], {"PATH": "/srv/x:/bin"}, ["alembic", "-x"]
+        "shop-migrate",
+        ["User=shop-migrate", "PrivateTmp=yes"],
+        {"PATH": "/srv/x:/bin"},
+        ["alembic", "-x"],
     )
     assert command == [
         *("systemd-run", "--quiet", "--pipe", "--wait", "--collect"),
-        *("--unit=shop-migrate", "--description=Migrations of shop"),
+        "--unit=shop-migrate",
         *("--property=User=shop-migrate", "--property=PrivateTmp=yes", "--setenv=PATH=/srv/x:/bin"),
         *("/usr/bin/env", "alembic", "-x"),
     ]
@@ -125,6 +128,7 @@ class Database:
         self.info = SimpleNamespace(backend_pid=login, dbname="shop")
         self.pid, self.busy, self.holder = pid, busy, holder
         self.autocommit, self.closed = False, False
+        self.server_version = 150000
         self.queries: list[tuple] = []
 
     def cursor(self) -> Database:
@@ -291,7 +295,7 @@ def project(
 def test_pending_migrations_run_with_their_hooks(project: Project, database: Database) -> None:
     done = project.migrate(before=["before"], after=["after"])
     assert (done["changed"], done["pending"]) == (True, ["items.0002"])
-    assert project.ran == ["list", "before", "upgrade", "after", "list"]
+    assert project.ran == ["list", "before", "upgrade", "list", "after"]
     assert done["output"] == "output of before\noutput of upgrade\noutput of after"
     assert database.closed
 
@@ -327,6 +331,62 @@ def test_failure_stops_what_comes_after(project: Project, failing: str, ran: lis
     done = project.migrate(before=["before"], after=["after"])
     assert done["msg"].startswith(f"{step} ({failing}) failed with exit code 3: ")
     assert project.ran == ran
+
+
+def test_command_after_the_migrations_is_caught_up(project: Project, tmp_path: Path) -> None:
+    file = tmp_path / "unfinished"
+    hooks = {"after": ["after"], "unfinished": str(file)}
+    project.output["after"] = (1, "no such view")
+    assert project.migrate(**hooks)["failed"] is True
+    assert file.exists()
+    shown = project.migrate(check=True, **hooks)
+    assert (shown["changed"], shown["pending"]) == (True, ["after (of an earlier run)"])
+    project.ran.clear()
+    del project.output["after"]
+    assert project.migrate(**hooks)["pending"] == ["after (of an earlier run)"]
+    assert (project.ran, file.exists()) == (["list", "after"], False)
+    assert project.migrate(**hooks)["changed"] is False
+
+
+def test_lost_lock_is_noticed(
+    project: Project, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends the session that holds it, while the upgrade runs."""
+    run = project.run
+
+    def ended(*_: object) -> None:
+        raise app_migration.psycopg2.OperationalError("terminating connection")
+
+    def watched(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        if command[-1] == "upgrade":
+            monkeypatch.setattr(database, "execute", ended)
+        return run(command, **options)
+
+    monkeypatch.setattr(app_migration.subprocess, "run", watched)
+    done = project.migrate(after=["after"])
+    assert "broke while a command ran" in done["msg"]
+    assert project.ran == ["list", "upgrade"]
+
+
+def test_looking_and_migrating_have_units_of_their_own(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units, run = [], project.run
+
+    def watched(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        units.append(next(word for word in command if word.startswith("--unit=")))
+        return run(command, **options)
+
+    monkeypatch.setattr(app_migration.subprocess, "run", watched)
+    project.migrate(check=True)
+    assert units == ["--unit=shop-pending"]
+    project.migrate()
+    assert set(units[1:]) == {"--unit=shop-migrate"}
+
+
+def test_listed_migrations_hide_secrets(project: Project) -> None:
+    project.pending = ["postgresql://owner:secret-word@db1/shop"]
+    assert "secret-word" not in str(project.migrate(check=True))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import http.server
 import json
 import multiprocessing
 import os
+import pwd
 import shutil
 import socketserver
 import subprocess
@@ -33,6 +34,7 @@ def test_previous_release_is_the_newest_that_served_before() -> None:
     assert app_release.previous_release(["a", "b"], "c", present) == "b"  # c was not noted
     assert app_release.previous_release(["c"], "c", present) is None
     assert app_release.previous_release([], None, present) is None
+    assert app_release.previous_release(["a", "b withdrawn", "c"], "c", present) == "a"
 
 
 @pytest.mark.parametrize(
@@ -128,6 +130,7 @@ def test_two_processes_take_turns(tmp_path: Path) -> None:
 
 def test_secrets_are_hidden() -> None:
     text = (
+        'ODD="back\\\\slash and \\"quote"\n'
         'DATABASE_URL="postgresql://shop:p%40ss-word@/shop?host=a,b"\n'
         'DEBUG="true"\n'
         'APP_NAME="long-name"\n'
@@ -139,7 +142,11 @@ def test_secrets_are_hidden() -> None:
         "p%40ss-word",
         "p@ss-word",
         'quoted "$value" of\ntwo lines',
+        'back\\slash and "quote',
     }
+    for form in (repr, json.dumps):
+        said = app_release.hide(form({"ODD": 'back\\slash and "quote'}), secrets)
+        assert "slash" not in said
     said = "FATAL p@ss-word in postgresql://shop:p%40ss-word@/shop?host=a,b of long-name is true"
     assert app_release.hide(said, secrets) == "FATAL ******** in ******** of long-name is true"
 
@@ -159,6 +166,7 @@ class Systemd:
         self.enabled: set[str] = set()
         self.runs: dict[str, str] = {}
         self.fails: dict[str, str | Exception] = {}  # a call, or "unit release" for an answer
+        self.paths: dict[str, str] = {}  # a release's only health path
 
     def systemctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         call = " ".join(arguments)
@@ -211,6 +219,8 @@ class Systemd:
             unit = "shop.service"
         if unit not in self.started:
             raise ConnectionRefusedError("refused")
+        if path != self.paths.get(self.runs[unit], path):
+            return 404, "no such path"
         if f"{unit} {self.runs[unit]}" in self.fails:
             return 503, self.fails[f"{unit} {self.runs[unit]}"]
         return 200, json.dumps({"release": self.runs[unit], "path": path, **headers})
@@ -305,6 +315,10 @@ def host(tmp_path: Path, run_module: Callable[..., dict], monkeypatch: pytest.Mo
     monkeypatch.setattr(app_release, "log_end", lambda unit, **_: f"the log of {unit}")
     monkeypatch.setattr(app_release, "RUN", tmp_path / "run")
     monkeypatch.setattr(app_release, "RETRY_SECONDS", 0.01)
+    # The tests need not be root's.
+    monkeypatch.setattr(
+        app_release, "same_owner", lambda path, mode, _: path.stat().st_mode & 0o7777 == mode
+    )
     return host
 
 
@@ -390,6 +404,39 @@ def test_next_release_is_tried_before_the_switch(serving: Host) -> None:
     serving.assert_no_trial()
 
 
+def test_trial_has_its_own_password_file(serving: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused release does not change what the old one reads, and is tried with its own."""
+    live, staged = serving.config / "pgpass", serving.config / "next/pgpass"
+    user = pwd.getpwuid(os.geteuid()).pw_name
+
+    def files(version: str) -> dict[str, list]:
+        secrets = {"app.env": f'PGPASSFILE="{live}"\n', "pgpass": f"*:*:*:*:{version}\n"}
+        texts = [{"path": str(serving.config / n), "content": t} for n, t in secrets.items()]
+        texts[1]["owner"] = user
+        return {"secret_files": texts}
+
+    serving.deploy("r1", **files("one"))
+    serving.build("r2")
+    serving.age()
+    before, seen = serving.snapshot(), []
+    ask = serving.systemd.ask
+
+    def watched(*arguments: object) -> tuple[int, str]:
+        if staged.exists():
+            environment = (serving.config / "next/app.env").read_text()
+            seen.append((environment, staged.read_text(), staged.stat().st_mode & 0o7777))
+        return ask(*arguments)
+
+    monkeypatch.setattr(app_release, "ask", watched)
+    serving.systemd.fails["shop-next.service r2"] = "boom"
+    serving.deploy("r2", health_timeout_seconds=1, **files("two"))
+    assert set(seen) == {(f'PGPASSFILE="{staged}"\n', "*:*:*:*:two\n", 0o400)}
+    assert serving.snapshot() == before
+    serving.systemd.fails.clear()
+    serving.deploy("r2", **files("two"))
+    assert (live.read_text(), live.stat().st_mode & 0o7777) == ("*:*:*:*:two\n", 0o400)
+
+
 def test_trial_and_stand_in_use_the_new_files(
     serving: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,9 +465,9 @@ def test_empty_file_is_tried_as_empty(serving: Host, monkeypatch: pytest.MonkeyP
     written = []
     write = app_release.write
 
-    def watched(path: Path, text: str, mode: int) -> None:
+    def watched(path: Path, text: str, *attributes: object) -> None:
         written.append((path.relative_to(serving.directory), text))
-        write(path, text, mode)
+        write(path, text, *attributes)
 
     monkeypatch.setattr(app_release, "write", watched)
     serving.deploy("r2", files=[{"path": f"{serving.config}/gunicorn.conf.py", "content": ""}])
@@ -534,10 +581,10 @@ def test_disk_that_is_full_during_the_swap(serving: Host, monkeypatch: pytest.Mo
     before = serving.snapshot()
     write = app_release.write
 
-    def full(path: Path, text: str, mode: int) -> None:
+    def full(path: Path, text: str, *attributes: object) -> None:
         if path == serving.config / "app.env" and "r2" in text:
             raise OSError(28, "No space left on device", str(path))
-        write(path, text, mode)
+        write(path, text, *attributes)
 
     monkeypatch.setattr(app_release, "write", full)
     done = serving.deploy("r2")
@@ -592,7 +639,7 @@ def test_failed_first_deployment_leaves_nothing_enabled(host: Host) -> None:
 def test_failed_first_trial_leaves_nothing(host: Host) -> None:
     before = host.snapshot()
     host.systemd.fails["shop-next.service r1"] = "boom"
-    assert "nothing goes on serving" in host.deploy("r1")["msg"]
+    assert "refused, nothing serves: " in host.deploy("r1")["msg"]
     assert host.systemd.enabled == set()
     assert host.systemd.started == {}
     assert host.snapshot() == before
@@ -641,6 +688,18 @@ def test_interrupted_run_is_undone_before_a_release_that_fails(
     serving.systemd.fails["shop-next.service r2"] = "boom"
     assert "r1 goes on serving" in serving.deploy("r2")["msg"]
     assert serving.snapshot() == before
+
+
+def test_interrupted_run_does_not_leave_its_process(
+    serving: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had restarted the service; r2 is then refused, and r1 must be what goes on serving."""
+    interrupt(serving, monkeypatch, "forget_trial", "r2")
+    assert serving.systemd.runs["shop.service"] == "r2"
+    serving.systemd.fails["shop-next.service r2"] = "boom"
+    assert "r1 goes on serving" in serving.deploy("r2", health_timeout_seconds=1)["msg"]
+    assert serving.serves() == ("r1", "r1", 'SECRET="secret of r1"\n')
+    serving.assert_no_trial()
 
 
 def test_rollback_undoes_an_interrupted_run_with_the_modes(
@@ -726,8 +785,53 @@ def test_rollback_and_back(serving: Host) -> None:
     assert (done["release"], done["previous"]) == ("r1", "r2")
     # The release alone changes.
     assert serving.serves() == ("r1", "r1", 'SECRET="secret of r2"\n')
+    assert (serving.root / "history").read_text() == "r2 withdrawn\nr1\n"
     serving.age()
+    assert "no release but r1 has served" in serving.rollback()["msg"]
+    assert serving.deploy("r2")["release"] == "r2"
+    assert (serving.root / "history").read_text() == "r1\nr2\n"
+
+
+def test_rollback_twice_goes_further_back(serving: Host) -> None:
+    serving.build("r3")
+    for name in ("r2", "r3"):
+        serving.deploy(name)
+        serving.age()
     assert serving.rollback()["release"] == "r2"
+    serving.age()
+    done = serving.deploy("r1", files=[], secret_files=[], rollback=True)  # as the playbook does
+    assert (done["release"], done["releases"]) == ("r1", ["r1", "r2", "r3"])
+    history = (serving.root / "history").read_text()
+    assert history == "r3 withdrawn\nr2 withdrawn\nr1\n"
+
+
+def test_old_release_is_asked_as_it_was_before(serving: Host) -> None:
+    """The new release has another health path; the old one does not know that."""
+    serving.systemd.paths = {"r1": "/readyz", "r2": "/healthz"}
+    serving.systemd.fails["shop.service r2"] = "boom"
+    done = serving.deploy("r2", health_path="/healthz", health_timeout_seconds=1)
+    assert done["msg"].endswith("The release r1 serves again.")
+    serving.systemd.fails.clear()
+    assert serving.deploy("r2", health_path="/healthz")["release"] == "r2"
+    serving.age()
+    done = serving.rollback(health_path="/healthz", health_timeout_seconds=1)
+    assert done["release"] == "r1"
+    assert (serving.config / ".health.json").stat().st_mode & 0o7777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ('{"path": "direct"}', "direct"),
+        ('{"status": "ok"}', None),
+        ('{"path": "direct", "rest": "' + "x" * 5000 + '"}', "direct"),
+        ("{{ no JSON", None),
+        ("[1]", None),
+        ("", None),
+    ],
+)
+def test_path_in_the_answer(body: str, path: str | None) -> None:
+    assert app_release.answered_path(body) == path
 
 
 def test_nothing_to_go_back_to(serving: Host) -> None:

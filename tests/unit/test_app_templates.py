@@ -182,7 +182,7 @@ def test_environment_of_the_migrations(rendered: Rendered, strategy: str, kind: 
             "DB_HOST": "db1",
             "DB_PORT": "5432",
             "DB_PASSWORD": "own%er",
-            "PGSERVICEFILE": "/etc/poolkit/shop/pg_service.conf",
+            "PGSERVICEFILE": "/etc/poolkit/shop/migrate.pg_service.conf",
             "PGPASSFILE": "/etc/poolkit/shop/migrate.pgpass",
         }
     assert read_systemd(rendered[f"{strategy}-{kind}"]["migrate.env"]) == expected

@@ -147,10 +147,12 @@ def test_no_seconds(value: object) -> None:
 def batches(hosts: dict[str, tuple]) -> list[list[str]]:
     """Return the batches of hosts, given as name: (application, app_serial or nothing)."""
     hostvars = {
-        name: dict(zip(("app_name", "app_serial"), facts, strict=False))
+        name: {"__app_host": {}, **dict(zip(("app_name", "app_serial"), facts, strict=False))}
         for name, facts in hosts.items()
     }
-    return poolkit.rollout_batches(hostvars, {"applications": list(hosts)})
+    left_out = {"other": {"app_name": "a"}}  # by --limit
+    groups = {"applications": [*left_out, *hosts]}
+    return poolkit.rollout_batches(left_out | hostvars, groups, "__app_host")
 
 
 def test_each_host_is_a_batch_by_default() -> None:
@@ -199,6 +201,8 @@ def test_longest_wait_of_the_poolers() -> None:
     wait = application.pooler_query_wait_timeout
     assert wait(hostvars, {"pgbouncer": ["p1", "p2", "p3"]}) == 25
     assert wait(hostvars, {"pgbouncer": ["p1"]}) == 10
+    hostvars["p4"] = {"pgbouncer_settings": {"query_wait_timeout": 0}}  # without end
+    assert wait(hostvars, {"pgbouncer": ["p2", "p4"]}) == 0
     assert wait(hostvars, {}) == 10
 
 
@@ -213,17 +217,31 @@ def test_default_wait_is_the_roles() -> None:
     [
         ([("new", "old"), ("new", "old")], "old"),
         ([("new", "old"), ("old", "older")], "old"),  # a rollout that stopped half-way
-        ([("old", "new"), ("new", "old")], "old"),  # a rollback that stopped half-way
+        ([("old", "older"), ("new", "old")], "old"),  # a rollback that stopped half-way
+        ([("old", None), ("new", "old")], "old"),
+        ([("new", "old"), ("old", "new")], "old"),  # a rollout of what had served before
         ([("new", "old"), ("old", None)], "old"),
         ([("new", "old")], "old"),
     ],
 )
 def test_every_host_goes_back_to_one_release(states: list, target: str) -> None:
     """states: what serves on each host, and what served before."""
-    said = [{"previous": serves, "release": before} for serves, before in states]
-    assert application.rollback_release(said) == target
+    present = ["older", "old", "new"]
+    hosts = [
+        (f"web{number}", {"previous": serves, "release": before, "releases": present})
+        for number, (serves, before) in enumerate(states)
+    ]
+    assert application.rollback_release(hosts) == target
 
 
 def test_nothing_to_go_back_to() -> None:
     with pytest.raises(AnsibleFilterError, match="nothing to go back to"):
-        application.rollback_release([{"msg": "shop: there is nothing to go back to"}])
+        application.rollback_release([("web1", {"msg": "shop: there is nothing to go back to"})])
+
+
+def test_host_without_the_release_is_named() -> None:
+    """It was added after that release."""
+    full = {"previous": "new", "release": "old", "releases": ["new", "old"]}
+    added = {"msg": "shop: there is nothing to go back to", "previous": "new", "releases": ["new"]}
+    with pytest.raises(AnsibleFilterError, match="old is not on web3: nothing was changed"):
+        application.rollback_release([("web1", full), ("web2", full), ("web3", added)])

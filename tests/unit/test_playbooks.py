@@ -41,7 +41,9 @@ def role_sees(
 ) -> Callable[..., list[dict[str, list]]]:
     """Tell what a role sees."""
 
-    def sees(playbook: str, role: str, *variables: str, inventory: str = INVENTORY) -> list[dict]:
+    def sees(
+        playbook: str, role: str, *variables: str, inventory: str = INVENTORY, limit: str = "all"
+    ) -> list[dict]:
         """Return variables as a role sees them on each host: its defaults, and the play's vars.
 
         One dict for each batch of hosts, in the order of the playbook's last play.
@@ -52,7 +54,7 @@ def role_sees(
             {
                 "hosts": other["hosts"],
                 "gather_facts": False,
-                "tasks": [{"ansible.builtin.debug": {}}],
+                "tasks": [{"ansible.builtin.set_fact": {"__app_host": {}, "__app_before": {}}}],
             }
             for other in others
         ]
@@ -66,7 +68,7 @@ def role_sees(
         (tmp_path / "play.yml").write_text(yaml.safe_dump([*others, short]))
         (tmp_path / "hosts.yml").write_text(inventory)
         run = ansible_playbook(
-            *("-i", tmp_path / "hosts.yml", tmp_path / "play.yml"),
+            *("-i", tmp_path / "hosts.yml", tmp_path / "play.yml", "--limit", limit),
             ANSIBLE_STDOUT_CALLBACK="ansible.posix.json",
             ANSIBLE_ROLES_PATH=str(tmp_path / "roles"),
         )
@@ -123,6 +125,11 @@ def test_hosts_change_in_batches_of_each_application(role_sees: Callable[..., li
     assert seen[0] | seen[1] == {host: [poolers] for host, poolers in POOLERS.items()}
 
 
+def test_limit_makes_no_batch_larger(role_sees: Callable[..., list[dict]]) -> None:
+    seen = role_sees("rollback", "app", "app_name", limit="web1,web2")
+    assert [sorted(batch) for batch in seen] == [["web1"], ["web2"]]
+
+
 def test_every_way_to_change_an_application_has_the_same_variables() -> None:
     """What the tests above see of two playbooks holds for the plays of the others."""
 
@@ -133,7 +140,8 @@ def test_every_way_to_change_an_application_has_the_same_variables() -> None:
     before, serve, after = plays("app")
     _, back = plays("rollback")
     (migrate,) = plays("migrate")
-    assert (serve["hosts"], serve["serial"]) == (back["hosts"], back["serial"])
+    for key in ("hosts", "serial"):
+        assert serve[key] == back[key].replace("__app_before", "__app_host")
     for play in (before, serve, after, migrate):
         assert play["vars"] == back["vars"]
     assert serve["max_fail_percentage"] == back["max_fail_percentage"] == 0

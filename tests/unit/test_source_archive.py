@@ -1,5 +1,6 @@
 """The archive of an application's source: reproducible, complete, and refused with a reason."""
 
+import gzip
 import io
 import os
 import shutil
@@ -83,11 +84,27 @@ def test_module_packs_a_directory(
     archive = tmp_path / f"cache/archives/{done['release']}.tar.gz"
     assert done["archive"] == str(archive)
     assert len(done["release"]) == 12
-    assert archive.read_bytes() == packed(source)
+    assert archive.read_bytes() == packed(source, **{".poolkit-release": "python3"})
     assert done["requirements"] == "requirements.txt"
     assert done["python_path"] == ["."]
     assert done["revision"] == ""
     assert done["changed"] is False
+
+
+def test_another_interpreter_is_another_release(
+    source: Path, pack_source: Callable[..., dict]
+) -> None:
+    """It has a virtual environment of its own, which a release that serves must not get."""
+    names = {pack_source(source=str(source), python=name)["release"] for name in ("a", "b", "b")}
+    assert len(names) == 2
+
+
+def test_compression_does_not_name_the_release(tmp_path: Path, source: Path) -> None:
+    content = packed(source)
+    other = gzip.compress(gzip.decompress(content), compresslevel=1)
+    assert other != content
+    names = {source_archive.stored(text, tmp_path / "archives")[1] for text in (content, other)}
+    assert len(names) == 1
 
 
 def test_required_files_are_demanded_only_when_listed(
@@ -116,7 +133,13 @@ def test_python_path(tmp_path: Path, files: list[str], expected: list[str]) -> N
 
 def test_good_source_is_accepted(source: Path) -> None:
     packages = ["gunicorn", "uvicorn-worker"]
-    text = "gunicorn==27.0.1\nUvicorn_Worker[x] == 0.4\n"
+    text = (
+        "--index-url https://pypi.example.com/simple\n"
+        "gunicorn==27.0.1 ; python_version > '3.9' \\\n--hash=sha256:ab/cd\n"
+        "Uvicorn_Worker[x] == 0.4\n"
+        "a @ https://example.com/a-1.whl\ngit+https://example.com/b.git@4f2\n"
+        "https://example.com/c-1.tar.gz#sha256=ab\nd @ git+ssh://git@example.com/d.git\n"
+    )
     assert source_archive.source_error(tree(source), text, ["manage.py"], packages) is None
 
 
@@ -129,6 +152,13 @@ def test_good_source_is_accepted(source: Path) -> None:
         ("gunicorn==1\n./lib", [], "refer to other files ('./lib')"),
         ("gunicorn==1\n../lib", [], "refer to other files ('../lib')"),
         ("gunicorn==1\nx @ file:///x", [], "refer to other files ('x @ file:///x')"),
+        ("gunicorn==1\nfile:vendor/x.whl", [], "refer to other files ('file:vendor/x.whl')"),
+        ("gunicorn==1\nvendor/x-1.whl", [], "refer to other files ('vendor/x-1.whl')"),
+        ("gunicorn==1\nx-1.tar.gz", [], "refer to other files ('x-1.tar.gz')"),
+        ("--find-links vendor\ngunicorn==1", [], "refer to other files ('--find-links vendor')"),
+        ("gunicorn==1\ndjango", [], "are not locked ('django')"),
+        ("gunicorn>=27", [], "are not locked ('gunicorn>=27')"),
+        ("gunicorn==1\nx>1 ; python_version == '3.9'", [], "are not locked"),
     ],
 )
 def test_unusable_source_is_refused(

@@ -425,7 +425,7 @@ def test_module_packs_a_wheel(tmp_path: Path, pack_source: Callable[..., dict]) 
         "shop/plat.py": b"c",
         "shop-1.dist-info/METADATA": b"Name: shop\n",
         "requirements.txt": b"gunicorn==1\n",
-        ".poolkit-release": b"",
+        ".poolkit-release": b"python3",
     }
     assert (done["python_path"], done["revision"]) == (["."], "")
     error = pack_source(source=str(source))["msg"]
@@ -472,7 +472,7 @@ def test_module_packs_an_sdist(tmp_path: Path, pack_source: Callable[..., dict])
         "src/shop/a.py": b"a",
         "src/shop/hard.py": b"a",
         "src/shop/soft.py": b"a",
-        ".poolkit-release": b"",
+        ".poolkit-release": b"python3",
     }
     with tarfile.open(done["archive"]) as archive:
         assert archive.getmember("manage.py").mode == 0o755

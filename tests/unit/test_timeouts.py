@@ -45,6 +45,12 @@ def test_the_defaults_and_the_settings_of_the_page_are_accepted() -> None:
         ({"database_settings": {"statement_timeout": "30s"}}, "statement_timeout is 30s"),
         ({"database_settings": {"transaction_timeout": 30000}}, "transaction_timeout is 30000"),
         ({"database_settings": {"statement_timeout": "5 sec"}}, "'5 sec' is no time"),
+        (
+            {"database_settings": {"idle_in_transaction_session_timeout": "8 seconds"}},
+            "idle_in_transaction_session_timeout: '8 seconds' is no time",
+        ),
+        ({"connect_timeout_seconds": 0}, "app_connect_timeout_seconds is 0, which would wait"),
+        ({"query_wait_timeout_seconds": 0}, "query_wait_timeout is 0 in pgbouncer_settings"),
     ],
 )
 def test_a_broken_relation_is_refused(change: dict, words: str) -> None:

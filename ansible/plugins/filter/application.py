@@ -68,6 +68,12 @@ def _timeout_errors(given: Mapping[str, Any]) -> Iterable[str]:
     """Each time-out must end before the one around it: docs/timeouts.md has the table."""
     limit = int(given["timeout_seconds"])
     connect = int(given["connect_timeout_seconds"])
+    for variable, value in (
+        ("app_timeout_seconds", limit),
+        ("app_connect_timeout_seconds", connect),
+    ):
+        if value < 1:
+            yield f"{variable} is {value}, which would wait without end: give at least 1"
     if connect * int(given["hosts"]) >= limit:
         yield (
             f"app_timeout_seconds is {limit}, but connecting may take {connect * given['hosts']} s "
@@ -75,17 +81,21 @@ def _timeout_errors(given: Mapping[str, Any]) -> Iterable[str]:
             "cut the request off first; raise it"
         )
     wait = int(given["query_wait_timeout_seconds"])
+    if given["poolers"] and not wait:
+        yield (
+            "query_wait_timeout is 0 in pgbouncer_settings, so that a query may wait in PgBouncer "
+            "without end: give it less than app_timeout_seconds"
+        )
     if given["poolers"] and wait >= limit:
         yield (
             f"app_timeout_seconds is {limit}, but a query may wait {wait} s in PgBouncer "
             "(query_wait_timeout): a deployment would cut it off first; lower that or raise this"
         )
-    for name in ("statement_timeout", "transaction_timeout"):
-        value = given["database_settings"].get(name)
-        if value is None:
+    for name, value in given["database_settings"].items():
+        if not name.endswith("_timeout"):
             continue
         try:
-            if seconds(value) >= limit:
+            if seconds(value) >= limit and name in ("statement_timeout", "transaction_timeout"):
                 yield (
                     f"app_database_settings.{name} is {value}, not less than app_timeout_seconds "
                     f"({limit}): a deployment would cut the request off while PostgreSQL goes on"
@@ -124,36 +134,36 @@ def app_errors(given: Mapping[str, Any]) -> list[str]:
 def pooler_query_wait_timeout(
     hostvars: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Sequence[str]]
 ) -> int:
-    """Return the longest query_wait_timeout of the inventory's poolers, in seconds."""
-    return max(
-        (
-            int(
-                (hostvars[host].get("pgbouncer_settings") or {}).get(
-                    "query_wait_timeout", QUERY_WAIT_TIMEOUT
-                )
-            )
-            for host in groups.get("pgbouncer", [])
-        ),
-        default=QUERY_WAIT_TIMEOUT,
-    )
+    """Return the longest query_wait_timeout of the inventory's poolers, in seconds; 0: no end."""
+    settings = [
+        hostvars[host].get("pgbouncer_settings") or {} for host in groups.get("pgbouncer", [])
+    ]
+    waits = [int(given.get("query_wait_timeout", QUERY_WAIT_TIMEOUT)) for given in settings]
+    return 0 if 0 in waits else max(waits, default=QUERY_WAIT_TIMEOUT)
 
 
-def rollback_release(states: Sequence[Mapping[str, Any]]) -> str:
+def rollback_release(hosts: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
     """Return the release to which every host of an application goes back.
 
-    states: of each host in the order of the rollout, what app_release with `previous` says in check
-    mode: previous (the release that serves) and release (the one before; missing where there is
-    none). The first host leads. A rollback that was cut off is finished, not turned round: the
-    hosts that it did not reach would go back to what the first one serves already.
+    hosts: (name, state) in the order of the rollout. state: what app_release with `previous` says
+    in check mode: previous (the release that serves), release (the one before; missing where there
+    is none) and releases (those on the host). The first host leads. A rollback that was cut off is
+    finished, not turned round: the hosts that it did not reach would go back to what the first one
+    serves already, and that one has withdrawn what they serve.
     """
-    first, last = states[0], states[-1]
-    target = first.get("release")
-    if last.get("previous") != first.get("previous") and last.get("release") == first.get(
-        "previous"
-    ):
-        target = first.get("previous")
+    hosts = list(hosts)
+    first, last = hosts[0][1], hosts[-1][1]
+    serves, target = first.get("previous"), first.get("release")
+    if serves and last.get("release") == serves and last.get("previous") != target:
+        target = serves
     if not target:
         raise AnsibleFilterError(first.get("msg") or "no release has served before")
+    without = [name for name, state in hosts if target not in state.get("releases", [])]
+    if without:
+        raise AnsibleFilterError(
+            f"the release {target} is not on {', '.join(without)}: nothing was changed. Deploy its "
+            "source instead (ansible/playbooks/app.yml)"
+        )
     return target
 
 

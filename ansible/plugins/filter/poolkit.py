@@ -413,14 +413,18 @@ def _batch_size(serial: str, hosts: int) -> int:
     return min(int(serial), hosts)
 
 
-def rollout_batches(hostvars: Mapping[str, Mapping[str, Any]], groups: Groups) -> list[list[str]]:
+def rollout_batches(
+    hostvars: Mapping[str, Mapping[str, Any]], groups: Groups, begun: str
+) -> list[list[str]]:
     """Return the hosts of the group `applications` in the batches of a rollout.
 
     Each batch holds the next app_serial hosts of every application: a number, or a percentage of
     its hosts, at least one. The applications are rolled out side by side, in the inventory's order.
+    begun: a variable that an earlier play has registered on the hosts that take part; Ansible
+    would fill a batch up with other hosts where --limit leaves some out.
     """
     hosts_of: dict[str, list[str]] = {}
-    for host in groups["applications"]:
+    for host in (host for host in groups["applications"] if begun in hostvars[host]):
         hosts_of.setdefault(str(hostvars[host].get("app_name")), []).append(host)
     batches: list[list[str]] = []
     for hosts in hosts_of.values():

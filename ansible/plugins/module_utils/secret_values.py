@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from urllib.parse import unquote, urlsplit
@@ -40,7 +41,13 @@ def of_environment(text: str) -> set[str]:
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:
-    """Return a text with asterisks in the place of secrets."""
-    for secret in sorted(secrets, key=len, reverse=True):
+    """Return a text with asterisks in the place of secrets, also as Python and JSON write them."""
+    written = {form for secret in secrets for form in (secret, repr(secret)[1:-1], dumps(secret))}
+    for secret in sorted(written, key=len, reverse=True):
         text = text.replace(secret, "********")
     return text
+
+
+def dumps(text: str) -> str:
+    """Return a text as JSON writes it, without the quotes."""
+    return json.dumps(text)[1:-1]

@@ -66,6 +66,11 @@ options:
     type: list
     elements: str
     default: []
+  unfinished:
+    description:
+      - Path of a file that is there from the beginning of the migrations until `after` has ended
+        well. Where an earlier run has left it, `after` runs also with nothing pending.
+    type: path
   properties:
     description: Properties of the unit, as of systemd-run.
     type: list
@@ -110,7 +115,7 @@ waited_seconds:
 
 HINTS = {
     "was already loaded": (
-        "An earlier run was cut off while its command ran, and that goes on: wait for it to end "
+        "The command of another run goes on, perhaps of one that was cut off: wait for it to end "
         "(systemctl status shows it), then run this again"
     ),
     "Can't locate revision": (
@@ -145,9 +150,9 @@ def pending_migrations(output: str, pattern: str) -> list[str]:
 
 
 def systemd_run(
-    name: str, properties: list[str], environment: dict[str, str], command: list[str]
+    unit: str, properties: list[str], environment: dict[str, str], command: list[str]
 ) -> list[str]:
-    """Return the command that runs another one in its own unit and waits for it.
+    """Return the command that runs another one in a unit of its own and waits for it.
 
     systemd would put variables of the unit into the command, as in ExecStart=; a doubled `$` is a
     literal one in every version. `%` is no specifier there.
@@ -155,7 +160,7 @@ def systemd_run(
     literal = [word.replace("$", "$$") for word in command]
     return [
         *("systemd-run", "--quiet", "--pipe", "--wait", "--collect"),
-        *(f"--unit={name}-migrate", f"--description=Migrations of {name}"),
+        f"--unit={unit}",
         *(f"--property={line}" for line in properties),
         *(f"--setenv={key}={value}" for key, value in environment.items()),
         *("/usr/bin/env", *literal),  # finds the command on the PATH of its environment
@@ -196,10 +201,24 @@ def connect(conninfo: str) -> Any:
     return connection
 
 
+def prove_lock(connection: Any) -> None:
+    """See that the lock's session is still there, and with it the lock; raises Refused."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except psycopg2.Error as error:
+        raise Refused(
+            "the connection that held the lock broke while a command ran, so another deployment "
+            f"may have migrated meanwhile: look at the database, then run this again ({error})"
+        ) from None
+
+
 def take_lock(connection: Any, seconds: int) -> float:
     """Take the advisory lock and return the seconds that it took; raises Refused."""
     begin = time.monotonic()
     with connection.cursor() as cursor:
+        if connection.server_version >= 140000:  # the session is idle while the commands run
+            cursor.execute("SET idle_session_timeout = 0")
         key = lock_key(connection.info.dbname)
         while True:
             cursor.execute("SELECT pg_try_advisory_lock(%s)", (key,))
@@ -235,6 +254,7 @@ def main() -> None:
             "after": {"type": "list", "elements": "str", "default": []},
             "properties": {"type": "list", "elements": "str", "default": []},
             "environment": {"type": "dict", "default": {}},
+            "unfinished": {"type": "path"},
             "wait_seconds": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
@@ -243,12 +263,15 @@ def main() -> None:
     if psycopg2 is None:
         module.fail_json(msg="python3-psycopg2 is missing on this host")
     printed: list[str] = []
+    unfinished = Path(given["unfinished"]) if given["after"] and given["unfinished"] else None
     hidden = secrets(given["conninfo"], given["properties"])
 
     def run(step: str) -> str:
         if not given[step]:
             return ""
-        command = systemd_run(given["name"], given["properties"], given["environment"], given[step])
+        # Looking must not get in the way of a run.
+        unit = f"{given['name']}-{'pending' if module.check_mode else 'migrate'}"
+        command = systemd_run(unit, given["properties"], given["environment"], given[step])
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         text = "\n".join(part.strip() for part in (done.stdout, done.stderr) if part.strip())
         if step != "pending":
@@ -257,6 +280,8 @@ def main() -> None:
             shown = " ".join(given[step])
             hint = next((f". {hint}" for words, hint in HINTS.items() if words in text), "")
             raise Refused(f"{step} ({shown}) failed with exit code {done.returncode}: {text}{hint}")
+        if not module.check_mode:
+            prove_lock(connection)
         return done.stdout
 
     def pending() -> list[str]:
@@ -269,10 +294,18 @@ def main() -> None:
             waited = take_lock(connection, given["wait_seconds"])
         found = pending() if given["pending"] else [" ".join(given["upgrade"])]
         if found and not module.check_mode:
-            for step in ("before", "upgrade", "after"):
-                run(step)
+            run("before")
+            if unfinished:
+                unfinished.touch()
+            run("upgrade")
             if given["pending"] and (left := pending()):
                 raise Refused(f"still pending after the migrations: {', '.join(left)}")
+        elif not found and unfinished and unfinished.exists():
+            found = [f"{' '.join(given['after'])} (of an earlier run)"]
+        if found and not module.check_mode:
+            run("after")
+            if unfinished:
+                unfinished.unlink()
     except (Refused, psycopg2.Error) as error:
         said = f"PostgreSQL: {error}" if isinstance(error, psycopg2.Error) else str(error)
         module.fail_json(msg=hide(said, hidden), output=hide("\n".join(printed), hidden))
@@ -281,7 +314,7 @@ def main() -> None:
             connection.close()  # and with it goes the lock
     module.exit_json(
         changed=bool(found),
-        pending=found,
+        pending=[hide(name, hidden) for name in found],
         output=hide("\n".join(printed), hidden),
         waited_seconds=round(waited, 1),
     )

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ansible.module_utils.service_state import (
     systemctl,
     timestamp,
 )
-from ansible.module_utils.text_files import difference, read, write
+from ansible.module_utils.text_files import difference, read, same_owner, write
 
 DOCUMENTATION = r"""
 ---
@@ -67,11 +68,18 @@ options:
     default: []
   secret_files:
     description:
-      - Files that root alone may read, as a list of {path, content}; their content appears in no
-        output.
+      - Files that their owner alone may read (root's 0600, another user's 0400), as a list of
+        {path, content, owner}; their content appears in no output.
     type: list
     elements: dict
     default: []
+  rollback:
+    description:
+      - Whether this goes back, as `previous` always does. The release that served is marked in the
+        history, so that going back once more goes further; the target is asked as it was when it
+        served.
+    type: bool
+    default: false
   absent:
     description: Files of an earlier configuration, removed when the release serves without them.
     type: list
@@ -127,8 +135,17 @@ reasons:
   type: list
   elements: str
   returned: success
+releases:
+  description: The releases that are on the host.
+  type: list
+  elements: str
+  returned: always, once the application is on the host
 body:
-  description: The answer of the health check.
+  description: The answer of the health check, at most 4000 characters.
+  type: str
+  returned: success, not in check mode
+path:
+  description: The value of `path` in it, where it is a JSON object; null otherwise.
   type: str
   returned: success, not in check mode
 seconds:
@@ -138,7 +155,11 @@ seconds:
 """
 
 RUN = Path("/run")
+STAGED = ("app.env", "gunicorn.conf.py", "pg_service.conf", "pgpass")
+"""Files of the configuration that a release under trial has its own copies of."""
 RETRY_SECONDS = 0.1
+WITHDRAWN = " withdrawn"
+"""End of a line of the history: a rollback went back from this release."""
 UNSERVED_SECONDS = 3600
 """Age at which a release that was built and never served is removed."""
 HINTS = {
@@ -190,7 +211,7 @@ def ask(
     with contextlib.closing(connection):
         connection.request("GET", path, headers={**headers, "Connection": "close"})
         answer = connection.getresponse()
-        return answer.status, answer.read(4000).decode(errors="replace")
+        return answer.status, answer.read(65536).decode(errors="replace")
 
 
 def point(link: Path, target: str | None) -> None:
@@ -204,15 +225,45 @@ def point(link: Path, target: str | None) -> None:
     partial.replace(link)
 
 
+def attributes_of(path: Path) -> tuple[int, int, int]:
+    """Return mode, user id and group id of a file that is there, as write() takes them."""
+    status = path.stat()
+    return status.st_mode & 0o7777, status.st_uid, status.st_gid
+
+
 def previous_release(history: list[str], current: str | None, present: set[str]) -> str | None:
-    """Return the newest release that served before the current one and is still on the host."""
-    return next((name for name in reversed(history) if name != current and name in present), None)
+    """Return the newest release that served before the current one and is still on the host.
+
+    history: its lines; a release that a rollback has withdrawn does not count.
+    """
+    served = (line for line in reversed(history) if not line.endswith(WITHDRAWN))
+    return next((name for name in served if name != current and name in present), None)
 
 
 def kept_releases(history: list[str], number: int) -> list[str]:
-    """Return the releases that stay: the last ones that served, each once, the newest last."""
-    newest_first = list(dict.fromkeys(reversed(history)))
-    return newest_first[: max(number, 1)][::-1]
+    """Return the lines of the releases that stay: the last that served, each once, newest last."""
+    lines: dict[str, str] = {}
+    for line in reversed(history):
+        lines.setdefault(line.split()[0], line)
+    return list(lines.values())[: max(number, 1)][::-1]
+
+
+def answered_path(body: str) -> str | None:
+    """Return the path to the database that a health check's answer names, as the examples do."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return None
+    return answer.get("path") if isinstance(answer, dict) else None
+
+
+@dataclass(frozen=True)
+class Health:
+    """Where and how a release is asked whether it is ready."""
+
+    address: dict[str, Any]
+    path: str
+    headers: dict[str, str]
 
 
 class Application:
@@ -227,22 +278,26 @@ class Application:
         self.config = Path(parameters["config_directory"])
         self.backup = self.config / ".undo.json"
         self.history_file = self.root / "history"
+        self.health_file = self.config / ".health.json"
         self.stand_in = RUN / f"systemd/system/{self.next}.d/stand-in.conf"
-        self.modes = {
-            Path(file["path"]): mode
-            for kind, mode in (("files", 0o644), ("secret_files", 0o600))
-            for file in parameters[kind]
+        # Mode and owner (a user, whose group gets the file as well; None is root) of each file.
+        self.attributes: dict[Path, tuple[int, str | None]] = {
+            **{Path(file["path"]): (0o644, None) for file in parameters["files"]},
+            **{
+                Path(file["path"]): (0o400 if file["owner"] else 0o600, file["owner"])
+                for file in parameters["secret_files"]
+            },
         }
         self.wanted = {
             Path(file["path"]): file["content"]
             for file in parameters["files"] + parameters["secret_files"]
         }
-        self.address = parameters["address"]
-        self.path: str = parameters["health_path"]
-        self.headers = {name: str(value) for name, value in parameters["health_headers"].items()}
-        if "host" not in map(str.lower, self.headers):
-            host = self.address["host"]
-            self.headers["Host"] = f"{f'[{host}]' if ':' in host else host}:{self.address['port']}"
+        address = parameters["address"]
+        headers = {name: str(value) for name, value in parameters["health_headers"].items()}
+        if "host" not in map(str.lower, headers):
+            host = address["host"]
+            headers["Host"] = f"{f'[{host}]' if ':' in host else host}:{address['port']}"
+        self.health = Health(address, parameters["health_path"], headers)
         self.timeout: int = parameters["health_timeout_seconds"]
 
     # What is there.
@@ -252,11 +307,14 @@ class Application:
         return link.readlink().name if link.is_symlink() else None
 
     def history(self) -> list[str]:
-        return (read(self.history_file) or "").split()
+        return (read(self.history_file) or "").splitlines()
 
     def releases(self) -> set[str]:
-        directory = self.root / "releases"
-        return {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+        return {path.name for path in (self.root / "releases").glob("[!.]*")}
+
+    def health_checks(self) -> dict[str, dict[str, Any]]:
+        """Return how each release was asked when it was found ready."""
+        return json.loads(read(self.health_file) or "{}")
 
     def active(self, unit: str) -> bool:
         return properties(unit, "ActiveState").get("ActiveState") in ("active", "reloading")
@@ -268,11 +326,11 @@ class Application:
         return set().union(*(of_environment(text) for text in texts if text))
 
     def differing(self) -> list[Path]:
-        """Return the files whose text or mode is not the wanted one."""
+        """Return the files whose text, mode or owner is not the wanted one."""
         return [
             path
             for path, text in self.wanted.items()
-            if read(path) != text or path.stat().st_mode & 0o7777 != self.modes[path]
+            if read(path) != text or not same_owner(path, *self.attributes[path])
         ]
 
     def stale_socket(self) -> bool:
@@ -330,9 +388,9 @@ class Application:
                 connection = (
                     UnixConnection(private, ANSWER_SECONDS)
                     if unit == self.next
-                    else http.client.HTTPConnection(**self.address, timeout=ANSWER_SECONDS)
+                    else http.client.HTTPConnection(**self.health.address, timeout=ANSWER_SECONDS)
                 )
-                status, body = ask(connection, self.path, self.headers)
+                status, body = ask(connection, self.health.path, self.health.headers)
                 if status == 200:
                     return body
                 said = f"status {status}, {body.strip()[:500]}"
@@ -344,7 +402,7 @@ class Application:
         log = log_end(unit, since=since)
         hints = [hint for words, hint in HINTS.items() if words in said + log]
         raise Refused(
-            f"{self.path} did not answer 200 within {self.timeout} s: {said}. "
+            f"{self.health.path} did not answer 200 within {self.timeout} s: {said}. "
             + " ".join([*hints, f"The log of {unit} ends with: {log}"])
         )
 
@@ -362,10 +420,15 @@ class Application:
         stage = self.config / "next"
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(mode=0o755)
-        for name in ("app.env", "gunicorn.conf.py"):
+        for name in STAGED:
             path = self.config / name
-            text = self.wanted[path] if path in self.wanted else read(path) or ""
-            write(stage / name, text, self.modes.get(path, 0o600 if name == "app.env" else 0o644))
+            text = self.wanted.get(path, read(path))
+            if text is None:
+                continue
+            if name == "app.env":  # it names the others
+                for other in STAGED:
+                    text = text.replace(f"{self.config}/{other}", f"{stage}/{other}")
+            write(stage / name, text, *(self.attributes.get(path) or attributes_of(path)))
         point(self.root / "next", f"releases/{release}")
         unit = next((path for path in self.wanted if path.name == self.next), None)
         if unit and read(unit) != self.wanted[unit]:
@@ -393,7 +456,7 @@ class Application:
     def remember(self) -> None:
         """Write down the files and the release that serve, for undo(): also of a later run."""
         files = {
-            str(path): {"text": read(path), "mode": path.stat().st_mode & 0o7777}
+            str(path): {"text": read(path), "attributes": attributes_of(path)}
             if path.exists()
             else None
             for path in self.wanted
@@ -401,7 +464,10 @@ class Application:
         write(self.backup, json.dumps({"files": files, "release": self.current()}), 0o600)
 
     def undo(self) -> str | None:
-        """Put the files and the release back that remember() wrote down; return that release."""
+        """Put the files and the release back that remember() wrote down; return that release.
+
+        The service is not restarted.
+        """
         old = json.loads(self.backup.read_text())
         if self.current() and not old["release"]:
             # While the units are there: systemctl knows no others.
@@ -410,18 +476,30 @@ class Application:
             path = Path(name)
             if file is None:
                 path.unlink(missing_ok=True)
-            elif read(path) != file["text"] or path.stat().st_mode & 0o7777 != file["mode"]:
-                write(path, file["text"], file["mode"])
+            elif [read(path), *attributes_of(path)] != [file["text"], *file["attributes"]]:
+                write(path, file["text"], *file["attributes"])
         if self.current() != old["release"]:
             release = old["release"]
             point(self.root / "current", f"releases/{release}" if release else None)
         self.backup.unlink()
         return old["release"]
 
+    def recover(self) -> None:
+        """Undo what an interrupted run left, also in a process that runs it already."""
+        paths = [*json.loads(self.backup.read_text())["files"], str(self.root / "current")]
+        release = self.undo()
+        state = properties(self.service, "ActiveEnterTimestamp")
+        started = timestamp(state.get("ActiveEnterTimestamp", ""))
+        if release and self.active(self.service) and newer_than(paths, started):
+            # The release that is about to be deployed may be the way out where this fails.
+            with contextlib.suppress(Refused):
+                self.restart()
+        self.forget_trial()
+
     def swap(self, release: str) -> None:
         """Write the files and the link."""
         for path in self.differing():
-            write(path, self.wanted[path], self.modes[path])
+            write(path, self.wanted[path], *self.attributes[path])
         if self.current() != release:
             point(self.root / "current", f"releases/{release}")
 
@@ -435,26 +513,41 @@ class Application:
         self.systemctl("restart", self.service)
         self.wait_for_worker(self.service)
 
-    def clean(self, number: int, before: str | None, release: str) -> None:
+    def note_health(self, release: str) -> None:
+        """Write down how the release was found ready, for going back to it."""
+        known = self.health_checks()
+        checks = {name: check for name, check in known.items() if name in self.releases()}
+        checks[release] = asdict(self.health)
+        if checks != known:
+            write(self.health_file, json.dumps(checks), 0o600)
+
+    def clean(self, number: int, before: str | None, release: str, rollback: bool) -> None:
         """Note the release, and remove old ones and the virtual environments that none uses.
 
         before: the release that served until now, which an interrupted run may not have noted.
         """
-        history = [name for name in (*self.history(), before, release) if name in self.releases()]
-        kept = kept_releases(history, number)
+        present = self.releases()
+        left = f"{before}{WITHDRAWN}" if rollback and before != release else before
+        lines = [line for line in (*self.history(), left, release) if line]
+        lines = [line for line in lines if line.split()[0] in present]
+        kept = kept_releases(lines, number)
         write(self.history_file, "\n".join(kept) + "\n", 0o644)
-        for name in self.releases() - set(kept):
+        served = {line.split()[0] for line in lines}
+        for left_over in (self.root / "releases").glob(".*"):  # of a run that was cut off
+            shutil.rmtree(left_over, ignore_errors=True)
+        for name in present - {line.split()[0] for line in kept}:
             path = self.root / "releases" / name
             # A young one that has not served yet may be about to, in another deployment.
-            if name in history or time.time() - path.stat().st_mtime > UNSERVED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
-        used = {
-            link.readlink().name
-            for link in (self.root / "releases").glob("*/.venv")
-            if link.is_symlink()
-        }
+            if name in served or time.time() - path.stat().st_mtime > UNSERVED_SECONDS:
+                # Half a release must not be taken for a whole one.
+                shutil.rmtree(path.rename(path.with_name(f".{name}")), ignore_errors=True)
         with contextlib.suppress(Locked), lock(self.root / "venvs/.lock", 0):
             # Another deployment builds one while it holds this lock; the next run cleans up then.
+            used = {
+                link.readlink().name
+                for link in (self.root / "releases").glob("*/.venv")
+                if link.is_symlink()
+            }
             for venv in (self.root / "venvs").glob("[!.]*"):
                 if venv.is_dir() and venv.name not in used:
                     shutil.rmtree(venv, ignore_errors=True)
@@ -472,9 +565,9 @@ class Application:
                 self.forget_trial()
             with contextlib.suppress(Exception):
                 self.undo()
+            kept = f"{self.current()} goes on serving" if serving else "nothing serves"
             raise Refused(
-                f"the release {release} was tried out and refused, {self.current() or 'nothing'} "
-                f"goes on serving: {explained(error)}"
+                f"the release {release} was tried out and refused, {kept}: {explained(error)}"
             ) from None
         tried = time.monotonic()
         try:
@@ -496,6 +589,8 @@ class Application:
         """Serve what served before; return what became of it, as a sentence. Raises nothing."""
         try:
             release = self.undo()
+            if release in self.health_checks():
+                self.health = Health(**self.health_checks()[release])
             if release:
                 self.restart()
             # Before the service is asked: the stand-in would answer in its place.
@@ -515,7 +610,11 @@ def main() -> None:
     os.umask(0o022)  # the service's user reads what this makes; write() knows the secret files
     file = {"path": {"type": "path", "required": True}}
     plain = {**file, "content": {"type": "str", "required": True}}
-    secret = {**file, "content": {"type": "str", "required": True, "no_log": True}}
+    secret = {
+        **file,
+        "content": {"type": "str", "required": True, "no_log": True},
+        "owner": {"type": "str"},
+    }
     address = {"host": {"type": "str", "required": True}, "port": {"type": "int", "required": True}}
     module = AnsibleModule(
         argument_spec={
@@ -526,6 +625,7 @@ def main() -> None:
             "files": {"type": "list", "elements": "dict", "default": [], "options": plain},
             "secret_files": {"type": "list", "elements": "dict", "default": [], "options": secret},
             "absent": {"type": "list", "elements": "path", "default": []},
+            "rollback": {"type": "bool", "default": False},
             "address": {"type": "dict", "required": True, "options": address},
             "health_path": {"type": "str", "default": "/readyz"},
             "health_headers": {"type": "dict", "default": {}},
@@ -554,23 +654,31 @@ def main() -> None:
         with guard:
             interrupted = application.backup.exists()
             if interrupted and not module.check_mode:
-                application.undo()
+                application.recover()
             before = application.current()
+            rollback = release == "previous" or module.params["rollback"]
+            state = {"previous": before, "releases": sorted(application.releases())}
             if release == "previous":
                 release = previous_release(application.history(), before, application.releases())
                 if release is None:
-                    raise Refused(
-                        f"no release but {before or 'none'} has served on this host: there is "
-                        "nothing to go back to"
+                    module.fail_json(
+                        msg=f"{application.name}: no release but {before or 'none'} has served on "
+                        "this host: there is nothing to go back to",
+                        **state,
                     )
             elif release not in application.releases() and not module.check_mode:
                 raise Refused(
                     f"there is no release {release} in {application.root}/releases: another "
                     "deployment may have cleaned up, run this again"
                 )
+            if rollback and release in application.health_checks():
+                known = application.health_checks()[release]
+                application.health = replace(
+                    application.health, path=known["path"], headers=known["headers"]
+                )
             reasons = ["an earlier run was interrupted"] if interrupted else []
             reasons += application.reasons(release)
-            result = {"release": release, "previous": before, "reasons": reasons}
+            result = {"release": release, "reasons": reasons, **state}
             public = {Path(file["path"]) for file in module.params["files"]}
             texts = (difference(p, t, p not in public) for p, t in application.wanted.items())
             left_over = [path for path in map(Path, module.params["absent"]) if path.exists()]
@@ -578,10 +686,13 @@ def main() -> None:
             result["diff"] = [{"prepared": text} for text in texts if text]
             if reasons and not module.check_mode:
                 result |= application.deploy(release)
-                application.clean(module.params["releases_kept"], before, release)
+                application.clean(module.params["releases_kept"], before, release, rollback)
             elif not module.check_mode:
                 result["body"] = application.wait_until_ready(application.service)
             if not module.check_mode:
+                application.note_health(release)
+                result["path"] = answered_path(result["body"])
+                result["body"] = result["body"][:4000]
                 for path in left_over:
                     path.unlink()
     except (Refused, Locked, OSError) as error:

@@ -79,6 +79,10 @@ options:
     type: list
     elements: str
     default: []
+  python:
+    description: The interpreter that the release is for; part of what its name is made of.
+    type: str
+    default: python3
   archive_directory:
     description: Directory for the archives, made where it is missing.
     type: path
@@ -134,7 +138,20 @@ revision:
 """
 
 MARKER = ".poolkit-release"
-"""The last member of each archive: a release that has it was unpacked to its end."""
+"""The last member of each archive: a release that has it was unpacked to its end.
+
+It holds the name of the interpreter: with another one the same source is another release.
+"""
+
+
+LOCAL = re.compile(
+    r"-r|-c|-e|-f|--requirement|--constraint|--editable|--find-links"
+    r"|.*@\s*file:|file:|(?!-|\S*://)(\S*/|\S+\.(whl|zip|tar\.gz)(\s|$))"
+)
+"""A line of a requirements file that names a file or directory of the controller."""
+
+PINNED = re.compile(r"^-|==|@|://")
+"""An option, a version, or an address in a line of a requirements file."""
 
 
 def source_error(
@@ -144,15 +161,18 @@ def source_error(
 
     requirements: the normalised lines of the requirements file.
     """
-    if other := re.search(
-        r"^(-r|-c|-e|--requirement|--constraint|--editable|\.{0,2}/|.*@\s*file:).*",
-        requirements,
-        re.M,
-    ):
+    lines = requirements.splitlines()
+    if other := next(filter(LOCAL.match, lines), None):
         return (
             f"app_source: the requirements of {tree.name} refer to other files "
-            f"({other.group()!r}), which would not be part of their checksum: lock "
+            f"({other!r}), which would not be part of their checksum: lock "
             "everything into one file"
+        )
+    if loose := next((line for line in lines if not PINNED.search(line.partition(";")[0])), None):
+        return (
+            f"app_source: the requirements of {tree.name} are not locked ({loose!r}), so that "
+            "hosts might get different versions: lock them, for example with `uv pip compile` or "
+            "`pip freeze`"
         )
     missing = [name for name in required_packages if name not in listed_packages(requirements)]
     if missing:
@@ -220,7 +240,8 @@ def pack(source: Path, files: list[Path], added: dict[str, str]) -> bytes:
             content = path.read_bytes() if own else given.get(name, b"")
             member = tarfile.TarInfo(str(name))
             member.size = len(content)
-            member.mode = 0o755 if own and os.access(path, os.X_OK) else 0o644
+            # Its own mode: on a file system without execution os.access() says no.
+            member.mode = 0o755 if own and path.stat().st_mode & 0o100 else 0o644
             archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
@@ -232,7 +253,8 @@ UNUSED_SECONDS = 30 * 86400
 def stored(content: bytes, directory: Path) -> tuple[Path, str]:
     """Write the archive where it is missing; return its path and the release that it holds."""
     directory.mkdir(parents=True, exist_ok=True)
-    release = hashlib.sha256(content).hexdigest()[:12]
+    # Of the tar archive: another controller's zlib may compress it in another way.
+    release = hashlib.sha256(gzip.decompress(content)).hexdigest()[:12]
     archive = directory / f"{release}.tar.gz"
     if archive.exists():
         archive.touch()
@@ -258,7 +280,8 @@ def released(tree: Tree, parameters: dict) -> dict[str, object]:
     directory = Path(parameters["archive_directory"])
     try:
         files = source_files(tree, parameters["exclude"])
-        archive, release = stored(pack(tree.path, files, {name: text}), directory)
+        added = {name: text, MARKER: parameters["python"]}
+        archive, release = stored(pack(tree.path, files, added), directory)
     except OSError as failure:
         said = str(failure).replace(str(tree.path), tree.name)
         raise SourceError(f"app_source: {said}") from None
@@ -281,6 +304,7 @@ def main() -> None:
             "required_files": {"type": "list", "elements": "str", "default": []},
             "required_packages": {"type": "list", "elements": "str", "default": []},
             "exclude": {"type": "list", "elements": "str", "default": []},
+            "python": {"type": "str", "default": "python3"},
             "archive_directory": {"type": "path", "required": True},
         },
         supports_check_mode=True,
