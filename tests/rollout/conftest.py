@@ -83,12 +83,12 @@ class Site:
         return self.hosts["web2"].check_output(command)
 
     def rows(self, sql: str, service: str = "") -> list[str]:
-        """Return the rows of a query of the owner, directly."""
-        folder = f"/etc/poolkit/{self.framework}"
+        """Return the rows of a query of the owner, directly, from a host that is never managed."""
+        files = f"/etc/poolkit/{self.framework}/migrate"
         return (
-            self.hosts["web1"]
+            self.hosts["web2"]
             .check_output(
-                f"PGSERVICEFILE={folder}/pg_service.conf PGPASSFILE={folder}/migrate.pgpass "
+                f"PGSERVICEFILE={files}.pg_service.conf PGPASSFILE={files}.pgpass "
                 "psql -XAtqc %s %s",
                 *(sql, f"service={service or self.framework + '_owner'}"),
             )
