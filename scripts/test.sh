@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs make check, then Molecule on hosts of its own, which are removed at the end.
-# usage: test.sh [SCENARIO …]     default: every scenario of molecule/ but the two long ones, which CI
-#                                 runs as well (.ci/run): rollout and newcomer
+# usage: test.sh [SCENARIO …]     default: every scenario of molecule/ but three that take long, which
+#                                 CI runs as well (.ci/run): rollout, newcomer and drivers
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -13,7 +13,7 @@ scripts/stage.sh 2/6 "make check" scripts/check.sh
 scripts/stage.sh 3/6 "Docker engine" scripts/engine.sh
 scripts/stage.sh 4/6 "Host images" sh -c 'scripts/host_image.sh trixie && scripts/host_image.sh bookworm'
 
-[ $# -gt 0 ] || set -- $(cd molecule && for file in */molecule.yml; do dirname "$file"; done | grep -vxE 'default|newcomer|rollout')
+[ $# -gt 0 ] || set -- $(cd molecule && for file in */molecule.yml; do dirname "$file"; done | grep -vxE 'default|drivers|newcomer|rollout')
 mkdir -p .cache/molecule
 rm -f .cache/molecule/*
 remove_hosts() { molecule destroy --scenario-name default >/dev/null 2>&1 || true; }
