@@ -4,9 +4,11 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # The project's own settings, wherever make was started from.
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# Without compiled files, each start of Ansible would compile itself anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status check test docs clean venv hosts lock
+.PHONY: help up down status check test faults docs clean venv hosts lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,14 +27,18 @@ down: venv ## remove the hosts of `make up`, with their data
 status: venv ## each application: its address, the path of its database traffic, connections
 	@python scripts/status.py
 
-check: venv ## linters, syntax, templates and unit tests; needs no hosts
+check: venv ## linters, syntax, templates and the quick unit tests; needs no hosts
 	@scripts/check.sh
 
-test: ## make check, then Molecule on hosts of its own; SCENARIO=peers: one scenario
+test: ## linters, all unit tests, then Molecule on hosts of its own; SCENARIO=peers: one scenario; SCENARIO=all: every one
 	@scripts/test.sh $(SCENARIO)
 
-docs: venv ## write docs/variables.md from the roles' argument specs
+faults: venv ## every fault of pooler and database against the hosts of `make up`, under load; a table (8 minutes)
+	@python -m pytest -v tests/faults
+
+docs: venv ## write docs/variables.md from the argument specs, and the documentation of filters
 	@python scripts/reference.py
+	@python scripts/filter_docs.py
 
 clean: down ## make down, and the caches: images, pip's volume, the virtual environment
 	-docker volume rm poolkit-pip-cache

@@ -20,9 +20,9 @@ SETTINGS = "roles/pgbouncer/files/settings.yml"
 INTRODUCTION = """\
 # Variables
 
-Made by `make docs` from the roles' argument specs and defaults: edit those. An expression is
-evaluated on each host. Where the column is empty there is no default, and the description says what
-happens then.
+`make docs` writes this page from the roles' argument specs and defaults: edit those. An expression
+is evaluated on each host. If the column *default* is empty, there is no default, and the
+description tells what happens then.
 """
 
 SETTINGS_INTRODUCTION = f"""\
@@ -30,8 +30,8 @@ SETTINGS_INTRODUCTION = f"""\
 
 Every setting that poolkit knows, from [{SETTINGS}](../{SETTINGS}), under
 PgBouncer's own name. Times are numbers without a unit: `seconds` may have decimals, `int_seconds`
-may not. *since* is the first version that has the setting; poolkit refuses one that the installed
-version does not have.
+may not. *since* is the first version that has the setting. poolkit refuses a setting that the
+installed version does not have.
 """
 
 SECTION_VARIABLES = {

@@ -13,6 +13,7 @@ export POOLKIT_VERBOSITY=-vvv
 # `molecule test` would remove the hosts at its end, and prepare them for the first scenario only.
 {
     molecule create --scenario-name "$1" && molecule prepare --force --scenario-name "$1" &&
+    molecule check --scenario-name "$1" &&
     molecule converge --scenario-name "$1" && molecule idempotence --scenario-name "$1" &&
     molecule verify --scenario-name "$1"
 } > "$log" 2>&1 &

@@ -1,5 +1,6 @@
 """Print one line for each application: its address, the path of its database traffic, connections.
 
+`direct` counts the connections of a host past its poolers, with the age of the oldest, in UTC.
 Exit code 0 when every application is ready through its pooler, 1 when one is not, 2 when the hosts
 could not be asked. Run it as `make status`, or with --inventory for another fleet. Options that it
 does not know go to ansible-playbook: --limit, --ask-vault-pass, --vault-password-file, …
@@ -8,8 +9,6 @@ does not know go to ansible-playbook: --limit, --ask-vault-pass, --vault-passwor
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import os
 import subprocess
@@ -18,30 +17,51 @@ from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def connections(show_pools: str, database: str) -> tuple[int, int] | None:
-    """Return (clients, servers) of a database, from `SHOW POOLS` as CSV; None without an answer.
+def connections(pools: list[dict[str, str]], database: str) -> tuple[int, int] | None:
+    """Return (clients, servers) of a database in all processes; None without an answer.
 
-    Columns differ between PgBouncer versions: every cl_* counts a client, every sv_* a server
-    connection, less the cancel requests, which are neither.
+    pools: the rows of `SHOW POOLS` of every process of the host. Columns differ between PgBouncer
+    versions: every cl_* counts a client, every sv_* a server connection, less the cancel requests,
+    which are neither.
     """
-    if not show_pools:
+    if not pools:
         return None
-    rows = [row for row in csv.DictReader(io.StringIO(show_pools)) if row["database"] == database]
 
     def count(prefix: str) -> int:
         return sum(
             int(value)
-            for row in rows
+            for row in pools
+            if row["database"] == database
             for column, value in row.items()
             if column.startswith(prefix) and "cancel" not in column
         )
 
     return count("cl_"), count("sv_")
+
+
+def direct(row: dict) -> str:
+    """Return how many connections a host has past its poolers, and since when."""
+    if row["direct"] < 0:
+        return ""
+    return (
+        f"{row['direct']}, since {row['direct_since']}"
+        if row["direct_since"]
+        else str(row["direct"])
+    )
+
+
+def said(readiness: object, key: str, default: str) -> str:
+    """Return a text of the application's answer, which may be any JSON, fit for one line."""
+    value = readiness.get(key) if isinstance(readiness, dict) else None
+    if not isinstance(value, str) or not value:
+        return default
+    return "".join(letter if letter.isprintable() else " " for letter in value[:200])
 
 
 def reports(playbook_output: dict) -> list[dict]:
@@ -59,29 +79,33 @@ def reports(playbook_output: dict) -> list[dict]:
 
 def table(rows: list[dict]) -> tuple[Table, bool]:
     """Return the table, and whether every application is ready through its pooler."""
-    names = ("application", "host", "open", "ready", "path", "clients", "servers")
+    names = ("application", "host", "open", "ready", "path", "clients", "servers", "direct")
     view = Table(*names, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     view.columns[2].no_wrap = True  # an address that is cut off cannot be opened
     healthy = bool(rows)
     for row in rows:
         if "application" not in row:
-            view.add_row("", row["host"], "", "no: the host does not answer", "", "", "")
+            view.add_row("", row["host"], "", "no: the host does not answer", "", "", "", "")
             healthy = False
             continue
         ready = row["status"] == 200
-        path = row["readiness"].get("path", "unknown")
-        healthy &= ready and (path in ("pooler", "unknown") or not row["pooled"])
-        counted = connections(row["pools"], row["database"])
+        path = said(row["readiness"], "path", "unknown")
+        # A process that does not answer makes the numbers too small, so there are none.
+        silent = bool(row["pooler_error"])
+        healthy &= ready and (path in ("pooler", "unknown") or not row["pooled"]) and not silent
+        healthy &= not row["refused"]
+        counted = None if silent else connections(row["pools"], row["database"])
         missing = "no answer" if row["pooled"] else "none"
         clients, servers = counted if counted else (missing, missing)
         view.add_row(
             row["application"],
             row["host"],
             f"http://{row['address']}:{row['port']}/",
-            "yes" if ready else f"no: {row['readiness'].get('reason', 'no answer')}",
-            path,
+            "yes" if ready else escape(f"no: {said(row['readiness'], 'reason', 'no answer')}"),
+            escape(path),
             str(clients),
             str(servers),
+            direct(row),
         )
     return view, healthy
 
@@ -114,7 +138,12 @@ def main() -> int:
     if options.json:
         print(json.dumps(rows, indent=2))
     else:
-        Console().print(view)
+        Console(width=max(Console().width, 120)).print(view)  # a name that is cut off helps nobody
+        for row in rows:
+            if row.get("pooler_error"):
+                print(f"{row['host']}: PgBouncer: {row['pooler_error']}", file=sys.stderr)
+            for reason in row.get("refused", []):
+                print(f"{row['host']}: {row['application']}: {reason}", file=sys.stderr)
     return 0 if healthy else 1
 
 

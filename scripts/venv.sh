@@ -5,6 +5,11 @@ cd "$(dirname "$0")/.."
 . scripts/lib.sh
 python=${PYTHON:-python3}
 
+# Some ways to copy a repository (a zip archive, git with core.symlinks=false) leave text files in place of its links.
+for link in plugins playbooks .collections/ansible_collections/*/*/*; do
+    [ -L "$link" ] || [ ! -f "$link" ] || ln -sfn "$(cat "$link")" "$link"
+done
+
 "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' ||
     fail "poolkit needs Python 3.11, 3.12 or 3.13 and $python is $("$python" -V 2>&1): set PYTHON=/path/to/python3"
 wanted=$({ "$python" -VV; cat requirements.lock; } | sha256sum | cut -d' ' -f1)

@@ -99,7 +99,7 @@ def copy_of_project(directory: Path) -> Path:
     """
     target = directory / "poolkit"
     left_out = (".git", ".venv", ".cache", ".secrets", "*_cache", "__pycache__", "mine")
-    shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*left_out))
+    shutil.copytree(ROOT, target, symlinks=True, ignore=shutil.ignore_patterns(*left_out))
     (target / ".venv/bin").mkdir(parents=True)
     (target / ".venv/bin/activate").touch()
     return target

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
-from fleet import connect, resolve
+from controller import connect, resolve
 from testinfra.host import Host
 
 FRAMEWORKS = ("django", "fastapi", "flask")
@@ -109,11 +109,16 @@ def superuser_sql(database: Host) -> Callable[[str, str], str]:
 def secrets(applications: dict[str, Application]) -> dict[str, str]:
     """Every secret of the inventory by its name; the seed and the administrator's included."""
     shared = resolve("db1", admin="database_admin_password", seed="scram_salt_seed")["db1"]
-    keys = resolve("applications", key="app_environment.APP_SECRET_KEY")
+    values = resolve("applications", environment="app_environment")
     return {
         **{f"{name} password": app.password for name, app in applications.items()},
         **{f"{name} owner": app.owner_password for name, app in applications.items()},
-        **{f"{host} secret key": values["key"] for host, values in keys.items()},
+        **{
+            f"{host} {name}": value
+            for host, fact in values.items()
+            for name, value in fact["environment"].items()
+            if not name.startswith("PUBLIC_")
+        },
         "administrator": shared["admin"],
         "seed": shared["seed"],
     }

@@ -6,11 +6,12 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
+from collection import COLLECTION
 from conftest import Application
-from fleet import ROOT, ansible, resolve
+from controller import ROOT, ansible, resolve
+from test_secrets import forms
 
 LOG = Path(os.environ.get("POOLKIT_DEPLOYMENT_LOG", ROOT / ".cache/molecule/ansible.log"))
 
@@ -31,18 +32,52 @@ def test_check_mode_changes_nothing_and_fails_nowhere(applications: dict) -> Non
     assert set(counts.values()) == {0}, run.stdout
 
 
+def test_check_mode_of_a_changed_source_shows_the_drift_behind_it(
+    applications: dict[str, Application], flask_source: Path, fingerprint
+) -> None:
+    """The release cannot be built, so its migrations are not known; everything else is told."""
+    flask = applications["flask"]
+    unit = f"/etc/systemd/system/{flask.name}.service"
+    flask.host.check_output(f"cp -p {unit} /root/kept.service && echo '# drift' >> {unit}")
+    try:
+        before = fingerprint()
+        run = ansible(
+            *("ansible-playbook", "ansible/playbooks/app.yml", "--check", "--diff"),
+            *("--limit", flask.inventory_host, "-e", f"app_source={flask_source}"),
+        )
+        assert fingerprint() == before
+    finally:
+        flask.host.check_output(f"mv /root/kept.service {unit}")
+    output = re.sub(r"\s+", " ", run.stdout)
+    assert run.returncode == 0, output[-3000:]
+    assert re.search(r"the release \w{12} of flask is not built here yet", output), output
+    assert re.search(r"not known yet: the release \w{12} is not on \S+ yet", output), output
+    assert "-# drift" in output
+    task = rf"TASK \[{COLLECTION}.app : Serve the release\] \*+\n(?:(?!TASK).*\n)*?"
+    assert re.search(rf"{task}changed: \[{flask.inventory_host}", run.stdout), run.stdout
+
+
+def test_check_mode_starts_no_hosts() -> None:
+    """Of docker_up.yml, without the network that it would make first."""
+    names = '{"docker_network": "poolkit-never", "docker_prefix": "poolkit-never-"}'
+    run = ansible("ansible-playbook", "ansible/playbooks/docker_up.yml", "--check", "-e", names)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr
+    assert changed(run.stdout)["localhost"] == 2
+
+
 def test_no_secret_in_the_output_at_full_verbosity(secrets: dict[str, str]) -> None:
     """Reads the log of the deployment from zero and of its repetition, both at -vvv."""
     output = LOG.read_text() if LOG.exists() else ""
     if "ESTABLISH DOCKER CONNECTION" not in output:  # it was less verbose: make a log that is not
         output = ansible("ansible-playbook", "site.yml", "-vvv").stdout
-    assert "TASK [app : Put the directories and files there]" in output
+    assert f"TASK [{COLLECTION}.app : Put the directories and files there]" in output
     assert "EXEC" in output
-    leaked = []
-    for name, secret in secrets.items():
-        escaped = secret.replace("\\", "\\\\").replace('"', '\\"')
-        if any(form in output for form in (secret, escaped, quote(secret, safe=""))):
-            leaked.append(name)
+    text = output.encode()
+    leaked = [
+        name
+        for name, secret in secrets.items()
+        if any(bytes.fromhex(form) in text for form in forms(secret))
+    ]
     assert leaked == []
     assert "SCRAM-SHA-256$" not in output
 
@@ -54,7 +89,10 @@ BAD_INPUT = {
         "pgbouncer_listen_prot=6432",
         "pgbouncer_listen_prot (did you mean pgbouncer_listen_port?)",
     ),
-    "unsupported framework": ("app_framework=rails", "must be one of: django, fastapi, flask"),
+    "unsupported framework": (
+        "app_framework=rails",
+        "app_framework is 'rails': use one of django, fastapi, flask",
+    ),
     "unknown setting": ('{"pgbouncer_settings": {"pool_sise": 5}}', "pool_sise"),
     "setting with a unit": (
         '{"pgbouncer_settings": {"query_wait_timeout": "30s"}}',
@@ -83,7 +121,7 @@ BAD_INPUT = {
         "database_admin_password=",
         "database_admin_password is missing",
     ),
-    "account of somebody else": ("app_user=root", "belongs to something else"),
+    "account of somebody else": ("app_user=root", "an account of something else"),
     "role of the administrator": (
         "database_admin_user=django_owner",
         "which is database_admin_user",
@@ -96,6 +134,10 @@ BAD_INPUT = {
     "limit below the pools": (
         "app_database_connection_limit=11",
         "app_database_connection_limit is 11, but its poolers may open 24 connections",
+    ),
+    "changed password": (
+        "app_database_owner_password=another",
+        "for django_owner, fastapi_owner, flask_owner (app_database_password",
     ),
     "owner is the user": (
         "app_database_owner=django app_database_user=django",
@@ -111,7 +153,8 @@ def fingerprint(applications: dict[str, Application]) -> Callable[[], dict[str, 
     def read() -> dict[str, str]:
         return {
             name: application.host.check_output(
-                "find /etc/poolkit /etc/pgbouncer /etc/systemd/system /srv -newermt @0"
+                "find /etc/poolkit /etc/pgbouncer /etc/systemd/system /srv /etc/passwd /etc/group"
+                " /var/lib/dpkg/status /usr/local -newermt @0"
                 " -printf '%%p %%T@ %%C@\\n' | sort | sha256sum;"
                 f" systemctl show -P ExecMainStartTimestampMonotonic pgbouncer@1 {name}"
             )
@@ -136,7 +179,7 @@ def test_bad_input_is_refused_before_anything_changes(case: str, fingerprint) ->
 
 
 @pytest.fixture
-def broken_flask(tmp_path: Path) -> Path:
+def flask_source(tmp_path: Path) -> Path:
     """The Flask example with one more migration, which fails."""
     source = tmp_path / "flask"
     shutil.copytree(ROOT / "examples/flask", source)
@@ -153,14 +196,14 @@ def broken_flask(tmp_path: Path) -> Path:
 
 
 def test_failed_migration_leaves_the_old_version_serving(
-    applications: dict[str, Application], broken_flask: Path
+    applications: dict[str, Application], flask_source: Path
 ) -> None:
     flask = applications["flask"]
     start_time = f"systemctl show -P ExecMainStartTimestampMonotonic {flask.name}"
     before = flask.http.get("/readyz").json(), flask.host.check_output(start_time)
     run = ansible(
         *("ansible-playbook", "ansible/playbooks/app.yml", "--limit", flask.inventory_host),
-        *("-e", f"app_source={broken_flask}"),
+        *("-e", f"app_source={flask_source}"),
     )
     output = re.sub(r"\s+", " ", run.stdout)
     assert run.returncode != 0
@@ -219,7 +262,9 @@ def test_interrupted_run_is_caught_up(applications: dict[str, Application]) -> N
     caught_up, again = ansible(*command), ansible(*command)
     assert (caught_up.returncode, again.returncode) == (0, 0), caught_up.stdout
     for task in ("pgbouncer : Apply the configuration", "app : Serve the release"):
-        assert re.search(rf"TASK \[{task}\] \*+\nchanged", caught_up.stdout), caught_up.stdout
+        assert re.search(rf"TASK \[{COLLECTION}.{task}\] \*+\nchanged", caught_up.stdout), (
+            caught_up.stdout
+        )
     assert changed(again.stdout) == {flask.inventory_host: 0}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 import pytest
-from fleet import ansible, connect, resolve
+from controller import ansible, connect, resolve
 from testinfra.host import Host
 
 

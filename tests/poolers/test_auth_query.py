@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 from conftest import Pooler
-from fleet import ansible
+from controller import ansible
 
 PASSWORD = 'it\'s "50%" \\ $1 #:@/'
 REFUSED = "login rejected|no such user|SASL authentication failed"

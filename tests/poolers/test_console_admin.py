@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 from conftest import Pooler
-from fleet import ansible
+from controller import ansible
 
 TRIXIE = pytest.mark.parametrize("pooler", ["trixie1"], indirect=True)
 Admin = Callable[..., tuple[int, dict]]
@@ -20,7 +20,7 @@ def admin(pooler: Pooler) -> Iterator[Admin]:
 
     def run(*arguments: str, **parameters: object) -> tuple[int, dict]:
         done = ansible(
-            *("ansible", pooler.name, "-b", "-m", "pgbouncer_admin"),
+            *("ansible", pooler.name, "-b", "-m", "poolkit.poolkit.pgbouncer_admin"),
             *("-a", json.dumps(parameters), *arguments),
             ANSIBLE_STDOUT_CALLBACK="ansible.posix.json",
             ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
@@ -96,7 +96,7 @@ def test_pause_holds_a_query_and_resume_lets_it_through(pooler: Pooler, admin: A
     assert (code, result["changed"], outcomes(result)) == (0, True, {"done"})
     code, result = admin(command="pause", database="shop")
     assert (code, result["changed"], outcomes(result)) == (0, False, {"unchanged"})
-    query = Query(pooler, "SELECT 42")  # waits at most query_wait_timeout, 10 s
+    query = Query(pooler, "SELECT 42")  # waits at most query_wait_timeout, 60 s in this scenario
     time.sleep(0.5)
     assert query.result is None
     code, result = admin(command="resume", database="shop")

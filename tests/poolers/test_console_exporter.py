@@ -1,7 +1,10 @@
 """The Prometheus exporter, on four processes of Debian 13 and one of Debian 12."""
 
+import contextlib
 import re
+import time
 
+import psycopg
 from conftest import Pooler
 
 PORT = "9127"
@@ -64,3 +67,49 @@ def test_it_runs_as_its_own_user_on_loopback(pooler: Pooler) -> None:
     listening = pooler.host.check_output(f"ss -Hltn sport = :{PORT}")
     assert f"127.0.0.1:{PORT} " in listening
     assert len(listening.splitlines()) == 1
+
+
+def pids(pooler: Pooler) -> dict[str, str]:
+    """Return {process: the number of its operating system process}."""
+    numbers = pooler.host.check_output("ls /run/pgbouncer").split()
+    show = "systemctl show -P MainPID pgbouncer@%s"
+    return {number: pooler.host.check_output(show, number) for number in numbers}
+
+
+def kills(pooler: Pooler) -> dict[str, float]:
+    found = scrape(pooler).items()
+    return {key: value for key, value in found if key.startswith("pgbouncer_watchdog_kills_total")}
+
+
+def test_a_hung_process_is_killed_and_counted(pooler: Pooler) -> None:
+    """By the watchdog; systemd starts it again, and the others are not touched."""
+    before, counted = pids(pooler), kills(pooler)
+    pooler.host.check_output("kill -STOP %s", before["1"])
+    end = time.monotonic() + 30
+    while kills(pooler) == counted and time.monotonic() < end:
+        time.sleep(0.5)
+    first = 'pgbouncer_watchdog_kills_total{process="1"}'
+    assert kills(pooler) == {**counted, first: counted[first] + 1}
+    pooler.host.check_output(
+        "timeout 20 sh -c 'until systemctl -q is-active pgbouncer@1; do :; done'"
+    )
+    after = pids(pooler)
+    assert after["1"] not in (before["1"], "0")
+    assert {**after, "1": ""} == {**before, "1": ""}
+    with pooler.connect() as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_process_that_waits_for_the_journal_is_left_alone(pooler: Pooler) -> None:
+    """As in a long rotation: PgBouncer waits until its log is read, and then goes on."""
+    before = pids(pooler)
+    pooler.host.check_output("systemctl kill -s STOP systemd-journald")
+    try:
+        end = time.monotonic() + 8
+        while time.monotonic() < end:
+            with contextlib.suppress(psycopg.OperationalError):
+                pooler.connect().close()
+    finally:
+        pooler.host.check_output("systemctl kill -s CONT systemd-journald")
+    pooler.connect().close()
+    assert pids(pooler) == before

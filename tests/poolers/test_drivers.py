@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import workers
 from conftest import Pooler
-from poolkit import pg_uri
+
+from plugins.filter.quoting import pg_uri
 
 DJANGO = "examples/django/config/database.py"
 FASTAPI = "examples/fastapi/app/engine.py"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 from conftest import Pooler
-from fleet import ansible
+from controller import ansible
 from load import Load
 
 Clients = dict[str, list[psycopg.Connection]]

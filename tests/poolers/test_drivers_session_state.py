@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import psycopg
 import pytest
 from conftest import Pooler
-from fleet import ansible
+from controller import ansible
 
 SCHEMA = "warehouse"
 LOCK_TIMEOUT = "700ms"

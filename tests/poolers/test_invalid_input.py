@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Pooler
-from fleet import ROOT, ansible
+from controller import ROOT, ansible
 
 SHOP = {"type": "host", "database": "shop", "user": "shop", "address": "10.0.0.0/8"}
 LOCAL = {"type": "local", "database": "shop", "user": "shop"}
@@ -92,12 +92,20 @@ CASES = [
     ({"pgbouncer_processes": 0}, "at least one"),
     ({"pgbouncer_processes": 40}, "less than pgbouncer_processes|needs PgBouncer 1.19.0"),
     ({"pgbouncer_listen_addr": "0.0.0.0"}, "set pgbouncer_listen_on_all_addresses: true"),
+    ({"pgbouncer_listen_addr": "0"}, "is read as 0.0.0.0: write it so"),
+    ({"pgbouncer_listen_addr": "127.0.0.1\nauth_type = any"}, "no IP address and no host name"),
+    ({"pgbouncer_exporter_listen_addr": ""}, "pgbouncer_exporter_listen_addr holds ''"),
+    ({"pgbouncer_listen_port": "6432\n"}, r"pgbouncer_listen_port is '6432\\n'"),
+    (database(connect_query=""), r"pgbouncer_databases\['shop'\].connect_query is empty"),
     ({"pgbouncer_client_addresses": ["300.1.1.1/32"]}, "'300.1.1.1/32' is no network"),
     ({"pgbouncer_tcp_auth_method": "cert"}, "needs pgbouncer_tls_client_ca_file"),
     ({"pgbouncer_tcp_auth_method": "password"}, "value of pgbouncer_tcp_auth_method must be one"),
     ({"pgbouncer_tls_certificate_file": "/etc/hosts"}, "give both"),
     ({"pgbouncer_auth_query_enabled": True}, "pgbouncer_auth_query_password is missing"),
     (setting(server_tls_sslmode="verify-full"), "needs database_ca_file"),
+    ({"database_ca_file": "/nonexistent"}, "database_ca_file is /nonexistent: there is no such"),
+    ({"pgbouncer_tls_client_ca_file": "/etc/hosts"}, "/etc/hosts: it holds no certificate in PEM"),
+    ({"pgbouncer_tls_key_file": "/etc/hosts"}, "/etc/hosts: it holds no private key in PEM format"),
     ({"pgbouncer_scram_salt_seed": "short"}, "must have at least 16 characters"),
     # What only the host can tell.
     (setting(client_tls_sslmode="require"), "PgBouncer refuses the new configuration"),
@@ -122,10 +130,10 @@ def answers(
         report["ansible.builtin.debug"] = {"msg": "{{ ansible_failed_result.msg }}"}
         tasks.append({"block": run, "rescue": [report]})
     play = {"hosts": "pgbouncer", "become": True, "gather_facts": False, "tasks": tasks}
-    play["vars"] = {
-        "apps": "{{ hostvars | applications(groups) }}",
-        "pgbouncer_applications": "{{ apps | pooler_applications(inventory_hostname) }}",
-    }
+    derive = ROOT / "ansible/playbooks/tasks/derive.yml"
+    play["pre_tasks"] = [{"ansible.builtin.import_tasks": str(derive)}]
+    served = "{{ __fleet | poolkit.poolkit.pooler_applications(inventory_hostname, hostvars) }}"
+    play["vars"] = {"pgbouncer_applications": served}
     path = tmp_path_factory.mktemp("cases") / "cases.yml"
     Path(path).write_text(json.dumps([play]))
     for pooler in poolers.values():

@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 from conftest import Pooler
-from fleet import ansible, connect, resolve
+from controller import ansible, connect, resolve
 from testinfra.host import Host
 
 
@@ -14,12 +14,13 @@ def application() -> Host:
 
 
 def test_application_is_given_every_pooler() -> None:
+    poolers = "(hostvars | poolkit.poolkit.fleet(groups)).hosts.db2.poolers"
     run = ansible(
         *("ansible", "db2", "-m", "ansible.builtin.debug", "-a"),
-        "msg={{ hostvars | pooler_endpoints(groups, 'db2') | map(attribute='host') | join(',') }}",
+        f"msg={{{{ {poolers} | map(attribute='host') | join(',') }}}}",
     )
-    fact = resolve("db2", prefix="docker_subnet_prefix")["db2"]["prefix"]
-    assert f"{fact}.21,{fact}.22" in run.stdout
+    fact = resolve("pgbouncer", address="private_address")
+    assert ",".join(fact[host]["address"] for host in ("trixie1", "bookworm1")) in run.stdout
 
 
 def test_application_reaches_each_pooler(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 from conftest import Pooler
-from fleet import ansible, resolve
+from controller import ansible, resolve
 from load import Load
 
 
@@ -103,7 +103,9 @@ def test_renewed_certificate_cuts_nobody_off(pooler: Pooler, verified: dict) -> 
 
 
 def test_login_by_certificate(changed: Pooler, verified: dict, folder: str) -> None:
-    code, output = changed.configure(pgbouncer_tcp_auth_method="cert")
+    # With TLS 1.2 the handshake ends where the role itself, which has no certificate, looks at it.
+    settings = {"client_tls_protocols": "tlsv1.2"} if changed.name == "bookworm1" else {}
+    code, output = changed.configure(pgbouncer_tcp_auth_method="cert", pgbouncer_settings=settings)
     assert code == 0, output[-2000:]
     assert "holds the passwords of the applications in clear text" in output
     own = {**verified, "sslcert": f"{folder}/shop.crt", "sslkey": f"{folder}/shop.key"}

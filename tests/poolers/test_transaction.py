@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import Pooler
-from fleet import ansible
+from controller import ansible
 from load import Load
 
 CONFIG = "/etc/pgbouncer/pgbouncer.ini"
@@ -49,7 +49,7 @@ def apply(pooler: Pooler, config: str, **files: str) -> dict:
             pooler.name,
             "--become",
             "-m",
-            "pgbouncer_config",
+            "poolkit.poolkit.pgbouncer_config",
             "-a",
             json.dumps(candidate),
         ),
@@ -128,14 +128,12 @@ def test_reload_that_is_rejected_half_way(pooler: Pooler, load: Load) -> None:
 def test_process_that_shows_another_value(pooler: Pooler, load: Load) -> None:
     """A number beyond 32 bits becomes another one in silence; the role refuses it earlier."""
     before = read(pooler, CONFIG)
-    result = apply(
-        pooler, before.replace("query_wait_timeout = 10", "max_packet_size = 9999999999")
-    )
+    result = apply(pooler, before.replace("query_wait_timeout = 4", "max_packet_size = 9999999999"))
     assert result["failed"]
     assert "max_packet_size is" in result["msg"], result["msg"]
     assert result["restored"] is True
     assert read(pooler, CONFIG) == before
-    assert pooler.settings()["query_wait_timeout"] == "10"
+    assert pooler.settings()["query_wait_timeout"] == "4"
 
 
 def test_port_that_another_program_has(trixie: Pooler) -> None:
@@ -219,14 +217,65 @@ def test_drift_of_the_process_is_caught_up(pooler: Pooler) -> None:
     assert "action: none" in output
 
 
-def test_interrupted_change_is_caught_up(pooler: Pooler) -> None:
-    """A run that was killed after the swap leaves the old files in .poolkit-pending."""
-    pending = "/etc/pgbouncer/.poolkit-pending"
-    pooler.host.check_output(f"printf '{{}}' > {pending}; chmod 600 {pending}")
-    code, output = pooler.configure()
+def test_interrupted_change_is_undone_or_caught_up(trixie: Pooler) -> None:
+    """A run that was killed after the swap leaves the old files in .poolkit-pending.
+
+    One that fails then goes back to them, and not to what the killed run had written.
+    """
+    before, pending = read(trixie, CONFIG), "/etc/pgbouncer/.poolkit-pending"
+    kept = {"files": {}, "owners": {}, "distribution": {"unit": None, "active": False}}
+    names = trixie.host.check_output(
+        "find /etc/pgbouncer /etc/systemd/system/pgbouncer@.service "
+        "/etc/systemd/system/pgbouncer.target /usr/local/lib/pgbouncer_addresses.py -type f"
+    ).splitlines()
+    kept["files"] = {name: read(trixie, name) for name in names}
+
+    def kill() -> None:
+        trixie.host.check_output("umask 077; printf %s %s > %s", "%s", json.dumps(kept), pending)
+        trixie.host.check_output(
+            f"sed -i 's/^max_client_conn = .*/max_client_conn = 77/' {CONFIG}; "
+            f"touch /etc/pgbouncer/.userlist.txt.4711; systemctl reload pgbouncer@1"
+        )
+
+    kill()
+    code, output = trixie.configure(pgbouncer_listen_addr="203.0.113.9")
+    assert code != 0
+    assert "restored: true" in output, output[-2000:]
+    assert read(trixie, CONFIG) == before
+    assert trixie.settings()["max_client_conn"] == "500"
+    kill()
+    code, output = trixie.configure()
     assert code == 0, output[-2000:]
     assert "changed=1" in output
-    assert not pooler.host.file(pending).exists
+    assert read(trixie, CONFIG) == before
+    assert trixie.settings()["max_client_conn"] == "500"
+    hidden = trixie.host.check_output(
+        "find /etc/pgbouncer /etc/systemd/system -name '.[!.]*' -type f"
+    )
+    assert hidden == ""
+
+
+def test_address_that_comes_after_the_start_is_waited_for(trixie: Pooler) -> None:
+    """As at a boot: the unit is not up without it, and needs nobody once it is there."""
+    late = "198.51.100.7"
+    trixie.host.check_output(
+        f"cp -p {CONFIG} /run/kept.ini && sed -i 's/^listen_addr = .*/&, {late}/' {CONFIG}"
+    )
+    try:
+        assert trixie.host.run("systemctl restart pgbouncer@1").rc != 0
+        assert trixie.host.check_output("systemctl show -P ActiveState pgbouncer@1") == "activating"
+        log = trixie.host.check_output("journalctl -u pgbouncer@1 -n 20 -o cat")
+        assert f"cannot listen on {late}, port 6432: Cannot assign requested address" in log
+        trixie.host.check_output(f"ip address add {late}/32 dev lo")
+        trixie.host.check_output(
+            "timeout 4 sh -c 'until systemctl -q is-active pgbouncer@1; do sleep 0.1; done'"
+        )
+        sockets = trixie.host.check_output("ss -Hltn 'sport = :6432'")
+        assert f"{late}:6432" in sockets
+    finally:
+        trixie.host.check_output(f"mv /run/kept.ini {CONFIG}")
+        trixie.host.run(f"ip address del {late}/32 dev lo")
+        trixie.host.check_output("systemctl restart pgbouncer@1")
 
 
 def test_replaced_binary_is_taken_by_the_next_run(trixie: Pooler) -> None:
@@ -241,21 +290,41 @@ def test_replaced_binary_is_taken_by_the_next_run(trixie: Pooler) -> None:
     assert started(trixie) != start
 
 
-def test_distributions_own_pooler_is_taken_over_and_handed_back(trixie: Pooler) -> None:
-    """A host with Debian's pgbouncer.service: a first run that fails leaves it as it was."""
+def test_foreign_pooler_is_refused_taken_over_and_handed_back(trixie: Pooler) -> None:
+    """A host with a configuration of its own: a first run that fails leaves it as it was."""
+    folder = "/etc/pgbouncer"
     trixie.host.check_output(
-        "systemctl disable --now pgbouncer.target pgbouncer@1 && rm -f /etc/pgbouncer/process-* "
-        "/etc/systemd/system/pgbouncer.service && systemctl daemon-reload && "
-        "printf '[databases]\\n[pgbouncer]\\nlisten_addr=127.0.0.1\\n' "
-        "> /etc/pgbouncer/pgbouncer.ini"
-        " && chown postgres: /etc/pgbouncer/pgbouncer.ini && systemctl start pgbouncer"
+        f"systemctl disable --now pgbouncer.target pgbouncer@1 && rm -rf {folder}/process-* "
+        f"{folder}/before-poolkit* /etc/systemd/system/pgbouncer.service && "
+        "systemctl daemon-reload && printf '[databases]\\nlegacy = host=db9 password=s3cr3t\\n"
+        f"[pgbouncer]\\nlisten_addr=127.0.0.1\\n' > {CONFIG} && "
+        f"chown postgres: {CONFIG} {folder} && systemctl start pgbouncer"
     )
-    code, output = trixie.configure(pgbouncer_listen_addr="203.0.113.9")
-    assert code != 0, output[-2000:]
-    assert trixie.host.service("pgbouncer").is_running
-    assert trixie.host.file("/etc/pgbouncer/pgbouncer.ini").user == "postgres"
     code, output = trixie.configure()
+    assert code != 0
+    for words in (f"{CONFIG}", "its databases are legacy", "-e pgbouncer_take_over=true"):
+        assert words in output, output[-2000:]
+    assert "s3cr3t" not in output
+    for variables in ({}, {"pgbouncer_take_over": True, "pgbouncer_listen_addr": "203.0.113.9"}):
+        if variables:
+            code, output = trixie.configure(**variables)
+            assert code != 0, output[-2000:]
+            assert "What the host had before is back and serves" in output
+        assert trixie.host.service("pgbouncer").is_running
+        assert trixie.host.file(CONFIG).user == trixie.host.file(folder).user == "postgres"
+        assert not trixie.host.file(f"{folder}/before-poolkit").exists
+    code, output = trixie.configure(pgbouncer_take_over=True)
     assert code == 0, output[-2000:]
     assert not trixie.host.service("pgbouncer").is_running
+    kept = trixie.host.file(f"{folder}/before-poolkit")
+    assert (kept.user, kept.mode) == ("root", 0o700)
+    assert (
+        "legacy = host=db9"
+        in trixie.host.file(f"{folder}/before-poolkit/pgbouncer.ini").content_string
+    )
+    assert trixie.host.file(folder).user == "root"
     with trixie.connect() as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
+    code, output = trixie.configure()
+    assert code == 0, output[-2000:]
+    assert "action: none" in output

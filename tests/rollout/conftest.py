@@ -9,16 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import ansible.module_utils
 import httpx
 import pytest
-from fleet import ROOT, connect, resolve
-from fleet import ansible as run_ansible
+from controller import ROOT, connect, resolve
+from controller import ansible as run_ansible
 from testinfra.host import Host
 from traffic import Traffic
-
-# The modules' own names of our module_utils.
-ansible.module_utils.__path__.append(str(ROOT / "ansible/plugins/module_utils"))
 
 PORTS = {"django": 8000, "fastapi": 8001, "flask": 8002}
 """app_port in molecule/rollout/inventory/group_vars/applications.yml."""

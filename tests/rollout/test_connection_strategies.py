@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import httpx
 import pytest
 from conftest import Site
-from fleet import connect, resolve
+from controller import connect, resolve
 from testinfra.host import Host
 
 WORKERS, THREADS, POOL, READINESS = 2, 4, 5, 1
@@ -50,7 +51,7 @@ def test_strategy(
     run = site.play("ansible/playbooks/app.yml", "--limit=web1", **variables)
     assert run.code == 0, run.output[-3000:]
     assert site.readiness()["web1"]["path"] == path
-    clients = "usename = 'django' AND client_addr = '172.29.218.31'"
+    clients = f"usename = 'django' AND client_addr = '{httpx.URL(site.urls['web1']).host}'"
     backends = f"SELECT pid FROM pg_stat_activity WHERE {clients}"
     if path == "direct":  # without the idle connections of PgBouncer, from before
         backends += f" AND backend_start > '{before}'"

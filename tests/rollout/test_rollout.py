@@ -11,10 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import app_migration
+import httpx
 import pytest
 from conftest import Site
 from testinfra.host import Host
+
+from plugins.modules import app_migration
 
 REQUESTS = 5000
 """At least so many in a rollout of each framework."""
@@ -117,6 +119,8 @@ def test_failed_migration_leaves_the_old_release_everywhere(
         run = site.deploy(source)
     assert run.code != 0
     assert "division by zero" in run.output
+    (version,) = before
+    assert f"What serves: on web1, web2 {version} goes on serving" in run.output
     assert (site.releases(), site.starts()) == (before, starts)
     site.assert_nothing_lost(traffic)
 
@@ -220,18 +224,45 @@ def test_migrations_wait_for_those_of_another_deployment(sites: Sites) -> None:
         web2.check_output("systemctl stop lock-holder")
     assert run.code != 0
     assert "another deployment's migrations hold the lock of the database django" in run.output
-    assert "connected from 172.29.218.32" in run.output
+    assert f"connected from {httpx.URL(site.urls['web2']).host}" in run.output
 
 
-def test_migrations_refuse_a_pooler(sites: Sites) -> None:
-    """The owner is let through by a pooler that is told so; the migrations notice."""
+def test_migration_ends_with_the_deployment_that_is_killed(sites: Sites) -> None:
+    """It must not go on without the lock, neither its command nor what that has PostgreSQL do."""
     site = sites("django")
+    web1 = site.hosts["web1"]
+    sleeps = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(90)'"
+    command = ["psql", "-XAtqc", "SELECT pg_sleep(90)", "service=django_owner"]
+
+    def rows(expected: str, seconds: int) -> None:
+        deadline = time.monotonic() + seconds
+        while site.rows(sleeps) != [expected]:
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+
+    with ThreadPoolExecutor(1) as pool:
+        books = "ansible/playbooks/migrate.yml"
+        run = pool.submit(site.play, books, "--limit=web1", app_migration_command=command)
+        rows("1", 60)
+        # The module is what has started systemd-run.
+        web1.check_output("kill -9 $(ps -o ppid= -p $(pgrep -x systemd-run))")
+        rows("0", 10)
+    assert web1.run("systemctl is-active django-migrate").stdout.strip() == "inactive"
+    assert run.result().code != 0
+    assert (
+        "django was stopped on all of its hosts: web1: Migrate the database" in run.result().output
+    )
+
+
+def test_migrations_refuse_a_pooler(sites: Sites, passwords: dict[str, str]) -> None:
+    """A role is let through by a pooler that knows it; the migrations notice."""
+    site = sites("django")
+    pooler = f"postgresql://django:{passwords['user']}@127.0.0.1:6432/django"
     run = site.play(
         "ansible/playbooks/migrate.yml",
-        app_database_host="127.0.0.1",
-        app_database_port=6432,
-        app_database_owner="django",
-        app_database_owner_password="{{ app_database_password }}",
+        app_connection_strategy="managed",
+        app_database_url=pooler,
+        app_database_direct_url=pooler,
     )
     assert run.code != 0
     assert "the connection for migrations goes through a pooler" in run.output

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import app_migration
 import pytest
 import yaml
 from psycopg2 import OperationalError
+
+from plugins.module_utils import command_output
+from plugins.modules import app_migration
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMEWORKS = yaml.safe_load((ROOT / "roles/app/vars/main.yml").read_text())["_app_frameworks"]
@@ -102,8 +107,43 @@ def test_command_for_systemd() -> None:
         *("systemd-run", "--quiet", "--pipe", "--wait", "--collect"),
         "--unit=shop-migrate",
         *("--property=User=shop-migrate", "--property=PrivateTmp=yes", "--setenv=PATH=/srv/x:/bin"),
+        *("/usr/bin/python3", "-I", "-c", app_migration.LIFELINE),
         *("/usr/bin/env", "alembic", "-x"),
     ]
+
+
+def test_command_ends_with_the_module(tmp_path: Path) -> None:
+    """Also with one that is killed; systemd ends what its unit has left, here `exec` stands in."""
+    code = (
+        "import subprocess, sys, time\n"
+        "from plugins.modules import app_migration\n"
+        "with app_migration.lifeline() as end:\n"
+        "    command = [sys.executable, '-c', app_migration.LIFELINE, 'sleep', '10']\n"
+        "    print(subprocess.Popen(command, stdin=end).pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    module = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wrapper = Path("/proc") / module.stdout.readline().strip()
+    assert wrapper.exists()
+    module.kill()
+    module.wait()
+    deadline = time.monotonic() + 5
+    while wrapper.exists() and "\nState:\tZ" not in (wrapper / "status").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 3", 3), ("kill -TERM $$", 143), ("cat", 0)])
+def test_wrapper_gives_the_exit_code_of_its_command(script: str, code: int) -> None:
+    """And no input."""
+    command = [sys.executable, "-c", app_migration.LIFELINE, "sh", "-c", script]
+    with app_migration.lifeline() as end:
+        assert subprocess.run(command, stdin=end, timeout=30).returncode == code
 
 
 @pytest.mark.parametrize(
@@ -129,6 +169,7 @@ class Database:
         self.pid, self.busy, self.holder = pid, busy, holder
         self.autocommit, self.closed = False, False
         self.server_version = 150000
+        self.invalid: list[str] = []
         self.queries: list[tuple] = []
 
     def cursor(self) -> Database:
@@ -144,6 +185,10 @@ class Database:
         self.queries.append((query, parameters))
         if "pg_backend_pid" in query:
             self.answer = (self.pid,)
+        elif "indisvalid" in query:
+            self.indexes_asked = True
+        elif "client_connection_check_interval" in query and self.server_version < 140000:
+            raise app_migration.psycopg2.ProgrammingError("unrecognized parameter")
         elif "pg_try_advisory_lock" in query:
             self.busy -= 1
             self.answer = (self.busy < 0,)
@@ -152,6 +197,9 @@ class Database:
 
     def fetchone(self) -> tuple:
         return self.answer
+
+    def fetchall(self) -> list[tuple]:
+        return [(name,) for name in self.invalid]
 
     def close(self) -> None:
         self.closed = True
@@ -252,7 +300,7 @@ class Project:
         self.output: dict[str, tuple[int, str]] = {}
         self.applies = True
 
-    def run(self, command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def run(self, command: list[str], **files: object) -> subprocess.CompletedProcess[str]:
         assert command[0] == "systemd-run"
         (name,) = command[command.index("/usr/bin/env") + 1 :]
         self.ran.append(name)
@@ -261,7 +309,8 @@ class Project:
             text = "\n".join(self.pending)
         if name == "upgrade" and self.applies:
             self.pending = []
-        return subprocess.CompletedProcess(command, code, text, "")
+        files["stdout"].write(text.encode())
+        return subprocess.CompletedProcess(command, code)
 
     def migrate(self, **parameters: object) -> dict:
         arguments = {
@@ -315,6 +364,21 @@ def test_check_mode_lists_and_takes_no_lock(project: Project, database: Database
     done = project.migrate(check=True, before=["before"])
     assert (done["changed"], done["pending"], project.ran) == (True, ["items.0002"], ["list"])
     assert not [query for query in database.queries if "advisory" in query[0]]
+
+
+def test_check_mode_says_where_the_database_cannot_be_asked(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check of the whole deployment has made no role, no database and no server."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OperationalError('database "shop" does not exist')
+
+    monkeypatch.setattr(app_migration.psycopg2, "connect", refuse)
+    done = project.migrate(check=True)
+    assert (done["changed"], "pending" in done, project.ran) == (False, False, [])
+    assert done["unknown"] == 'PostgreSQL refuses the owner: database "shop" does not exist'
+    assert project.migrate()["failed"] is True
 
 
 @pytest.mark.parametrize(
@@ -384,6 +448,79 @@ def test_looking_and_migrating_have_units_of_their_own(
     assert set(units[1:]) == {"--unit=shop-migrate"}
 
 
+def test_time_limit_is_named(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd ends the command; the module is told nothing but that it failed."""
+    seen, run = [], project.run
+
+    def watched(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        seen.append([word for word in command if "Sec=" in word])
+        clock.append(30)
+        return run(command, **options)
+
+    clock = [0]
+    monkeypatch.setattr(app_migration.time, "monotonic", lambda: clock[-1])
+    monkeypatch.setattr(app_migration.subprocess, "run", watched)
+    project.output["upgrade"] = (1, "")
+    done = project.migrate(pending=[], timeout_seconds=30)
+    assert seen[0] == ["--property=RuntimeMaxSec=30", "--property=TimeoutStopSec=10"]
+    assert "It was ended after 30 s (app_migration_timeout_seconds)" in done["msg"]
+
+
+def test_command_does_not_go_on_when_systemd_run_is_killed(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = []
+    monkeypatch.setattr(app_migration, "systemctl", lambda *words: stopped.append(words))
+    project.output["upgrade"] = (-9, "")
+    done = project.migrate()
+    assert stopped == [("stop", "shop-migrate.service")]
+    assert "systemd-run was killed on the host, so the command was ended as well" in done["msg"]
+
+
+@pytest.mark.parametrize(
+    ("version", "given", "expected"),
+    [
+        (140000, {}, "-c client_connection_check_interval=5s"),
+        (130000, {}, None),
+        (140000, {"PGOPTIONS": "-c x=y"}, "-c x=y"),
+    ],
+)
+def test_server_ends_what_a_killed_command_leaves(
+    project: Project,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    version: int,
+    given: dict,
+    expected: str | None,
+) -> None:
+    seen, run = [], project.run
+
+    def watched(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        seen.extend(word for word in command if word.startswith("--setenv=PGOPTIONS="))
+        return run(command, **options)
+
+    monkeypatch.setattr(app_migration.subprocess, "run", watched)
+    database.server_version = version
+    project.migrate(pending=[], environment=given)
+    assert seen == ([f"--setenv=PGOPTIONS={expected}"] if expected else [])
+
+
+def test_invalid_index_is_named(project: Project, database: Database) -> None:
+    """CREATE INDEX CONCURRENTLY that is cut off leaves one, on which the next try fails."""
+    database.invalid = ["public.items_name_idx", '"Shop"."by name"']
+    project.output["upgrade"] = (1, "canceling statement due to lock timeout")
+    message = project.migrate()["msg"]
+    assert "run this again at a quieter time" in message
+    assert (
+        'The database has invalid indexes: public.items_name_idx, "Shop"."by name". A failed '
+        "CREATE INDEX CONCURRENTLY leaves one, and then the migration cannot be run again"
+    ) in message
+    assert message.endswith(
+        "run as the owner: DROP INDEX CONCURRENTLY public.items_name_idx; "
+        'DROP INDEX CONCURRENTLY "Shop"."by name"'
+    )
+
+
 def test_listed_migrations_hide_secrets(project: Project) -> None:
     project.pending = ["postgresql://owner:secret-word@db1/shop"]
     assert "secret-word" not in str(project.migrate(check=True))
@@ -443,3 +580,31 @@ def test_output_holds_no_secrets(project: Project, tmp_path: Path) -> None:
     done = project.migrate(properties=properties)
     assert done["msg"].endswith("exit code 1: cannot parse ********")
     assert done["output"] == "cannot parse ********"
+
+
+def test_long_output_is_shortened(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line that matters, the end, and where the rest is; secrets are in neither."""
+    monkeypatch.setattr(command_output, "DIRECTORY", tmp_path / "log")
+    said = [
+        *(f"Applying {number} with secret-word" for number in range(500)),
+        'psycopg.errors.UndefinedTable: relation "x" does not exist',
+        *(f"LINE {number}: {'y' * 2000}" for number in range(30)),
+    ]
+    project.output["upgrade"] = (1, "\n".join(said))
+    done = project.migrate()
+    first, *rest = done["msg"].splitlines()
+    assert first.startswith("upgrade (upgrade) failed with exit code 1: ")
+    assert 'psycopg.errors.UndefinedTable: relation "x" does not exist' in first
+    assert len(rest) == 21
+    assert rest[-1].endswith(f"{tmp_path}/log/shop-migrate.log")
+    assert len(done["msg"]) < 20_000
+    assert len(done["output"]) < 20_000
+    text = (tmp_path / "log/shop-migrate.log").read_text()
+    assert "Applying 499 with ********" in text
+    assert "secret-word" not in text
+    (tmp_path / "log/shop-migrate.log").unlink()
+    project.output["list"] = (1, "\n".join(said))
+    project.migrate(check=True)
+    assert list((tmp_path / "log").iterdir()) == []

@@ -20,10 +20,13 @@ from datetime import UTC, datetime
 from http.client import HTTPConnection
 from pathlib import Path
 
-import app_release
 import pytest
 
+from plugins.modules import app_release
+
 # What does not need an application.
+
+NOT_RESTORED = "The previous release could not be restored"
 
 
 def test_previous_release_is_the_newest_that_served_before() -> None:
@@ -142,6 +145,7 @@ def test_secrets_are_hidden() -> None:
         "p%40ss-word",
         "p@ss-word",
         'quoted "$value" of\ntwo lines',
+        'quoted "$value" of',
         'back\\slash and "quote',
     }
     for form in (repr, json.dumps):
@@ -404,6 +408,44 @@ def test_next_release_is_tried_before_the_switch(serving: Host) -> None:
     serving.assert_no_trial()
 
 
+def test_trial_has_its_own_authority(serving: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named in a URL and in the service file; the authority of a refused release is not kept."""
+    config, stage = serving.config, serving.config / "next"
+
+    def files(version: str) -> dict[str, list]:
+        url = f"postgresql://u@h/d?sslmode=verify-full&sslrootcert={config}/database_ca.crt"
+        public = {
+            "pg_service.conf": f"[shop]\nsslrootcert={config}/database_ca.crt\n",
+            "database_ca.crt": f"{version}\n",
+        }
+        return {
+            "secret_files": [{"path": f"{config}/app.env", "content": f'DATABASE_URL="{url}"\n'}],
+            "files": [{"path": f"{config}/{n}", "content": t} for n, t in public.items()],
+        }
+
+    serving.deploy("r1", **files("one"))
+    serving.build("r2")
+    serving.age()
+    before, seen = serving.snapshot(), []
+    ask = serving.systemd.ask
+
+    def watched(*arguments: object) -> tuple[int, str]:
+        if stage.exists():
+            names = ("app.env", "pg_service.conf", "database_ca.crt")
+            seen.append([(stage / name).read_text() for name in names])
+        return ask(*arguments)
+
+    monkeypatch.setattr(app_release, "ask", watched)
+    serving.systemd.fails["shop-next.service r2"] = "boom"
+    serving.deploy("r2", health_timeout_seconds=1, **files("two"))
+    environment, services, authority = seen[0]
+    assert environment.endswith(f'&sslrootcert={stage}/database_ca.crt"\n')
+    assert services == f"[shop]\nsslrootcert={stage}/database_ca.crt\n"
+    assert authority == "two\n"
+    assert serving.snapshot() == before
+    assert (config / "database_ca.crt").read_text() == "one\n"
+
+
 def test_trial_has_its_own_password_file(serving: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused release does not change what the old one reads, and is tried with its own."""
     live, staged = serving.config / "pgpass", serving.config / "next/pgpass"
@@ -480,8 +522,8 @@ def test_failed_trial_leaves_everything_alone(serving: Host) -> None:
     done = serving.deploy("r2")
     assert done["failed"] is True
     assert done["msg"].startswith(
-        "shop: the release r2 was tried out and refused, r1 goes on serving: /readyz did not "
-        "answer 200 within 1 s: status 503, boom. The log of shop-next.service ends with: the log"
+        "shop: the release r2 was tried out and refused; r1 goes on serving. The trial: /readyz "
+        "did not answer 200 within 1 s: status 503, boom. The log of shop-next.service ends with: "
     )
     assert serving.snapshot() == before
     assert serving.systemd.started["shop.service"] == runs
@@ -490,6 +532,49 @@ def test_failed_trial_leaves_everything_alone(serving: Host) -> None:
     assert (serving.systemd.units / "shop-next.service").read_text() == "# r1\n"
     del serving.systemd.fails["shop-next.service r2"]
     assert serving.deploy("r1")["reasons"] == []
+
+
+def test_old_release_that_is_no_longer_ready_does_not_go_on_serving(
+    serving: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For instance because the layer before has changed the password that it has."""
+    monkeypatch.setattr(app_release, "STILL_SECONDS", 0.1)
+    serving.systemd.fails["shop-next.service r2"] = "boom"
+    serving.systemd.fails["shop.service r1"] = "password 'secret of r1' refused"
+    message = serving.deploy("r2")["msg"]
+    assert (
+        "refused; r1 RUNS BUT IS NOT READY (/readyz: status 503, password '********' refused). Its "
+        "requests may fail until something is done, for instance because the database password"
+    ) in message
+    assert "goes on serving" not in message
+    asked = serving.deploy("current")
+    assert asked["release"] == "r1"
+    assert asked["changed"] is False
+    assert asked["serving"].startswith("r1 RUNS BUT IS NOT READY (/readyz: status 503, password '*")
+
+
+def test_old_release_is_asked_on_its_own_path(serving: Host) -> None:
+    """And not on the one of the release that is refused."""
+    serving.systemd.paths = {"r1": "/readyz", "r2": "/healthz"}
+    serving.systemd.fails["shop-next.service r2"] = "boom"
+    assert "; r1 goes on serving. " in serving.deploy("r2", health_path="/healthz")["msg"]
+    assert serving.deploy("current", health_path="/healthz")["serving"] == "r1 goes on serving"
+
+
+def test_what_serves_is_asked_without_changing_anything(serving: Host) -> None:
+    before = serving.snapshot()
+    with app_release.lock(serving.config / ".lock", 0):
+        for check in (True, False):
+            assert serving.deploy("current", check=check)["serving"] == "r1 goes on serving"
+    assert (serving.systemd.calls, serving.snapshot()) == ([], before)
+    del serving.systemd.started["shop.service"]
+    assert serving.deploy("current")["serving"] == "nothing serves"
+
+
+def test_host_without_the_application_serves_nothing(host: Host) -> None:
+    shutil.rmtree(host.config)
+    asked = host.deploy("current")
+    assert (asked["release"], asked["serving"]) == (None, "nothing serves")
 
 
 @pytest.mark.parametrize(
@@ -502,7 +587,7 @@ def test_trial_that_breaks_leaves_everything_alone(
     before = serving.snapshot()
     serving.systemd.fails = {call: failure, "shop-next.service r2": "boom"}
     done = serving.deploy("r2")
-    assert "the release r2 was tried out and refused, r1 goes on serving" in done["msg"]
+    assert "the release r2 was tried out and refused; r1 goes on serving" in done["msg"]
     text = str(failure) if call != "stop shop-next.service" else "boom"
     assert text in done["msg"]
     serving.systemd.fails.clear()
@@ -537,7 +622,7 @@ def test_stand_in_is_not_asked_for_the_old_release(serving: Host) -> None:
 
     serving.systemd.start = broken
     done = serving.deploy("r2")
-    assert "GOING BACK FAILED AS WELL: /readyz did not answer 200" in done["msg"]
+    assert f"{NOT_RESTORED}: /readyz did not answer 200" in done["msg"]
     assert "database away" in done["msg"]
     assert serving.serves()[:2] == ("r1", "r1")
     serving.assert_no_trial()
@@ -597,7 +682,7 @@ def test_going_back_that_fails_is_said(serving: Host) -> None:
     serving.systemd.fails = {"restart shop.service": "no"}
     done = serving.deploy("r2")
     assert "systemctl restart shop.service failed: no." in done["msg"]
-    assert "GOING BACK FAILED AS WELL: systemctl restart shop.service failed: no." in done["msg"]
+    assert f"{NOT_RESTORED}: systemctl restart shop.service failed: no." in done["msg"]
     assert serving.serves()[0] == "r1"
     serving.assert_no_trial()
     serving.systemd.fails.clear()
@@ -617,7 +702,7 @@ def test_going_back_that_cannot_write_is_caught_up(
     with monkeypatch.context() as patch:
         patch.setattr(app_release.Application, "undo", read_only)
         done = serving.deploy("r2")
-    assert "GOING BACK FAILED AS WELL: OSError: [Errno 30] Read-only file system" in done["msg"]
+    assert f"{NOT_RESTORED}: OSError: [Errno 30] Read-only file system" in done["msg"]
     assert "shop-next.service" not in serving.systemd.started
     serving.age()
     serving.deploy("r1")
@@ -639,7 +724,7 @@ def test_failed_first_deployment_leaves_nothing_enabled(host: Host) -> None:
 def test_failed_first_trial_leaves_nothing(host: Host) -> None:
     before = host.snapshot()
     host.systemd.fails["shop-next.service r1"] = "boom"
-    assert "refused, nothing serves: " in host.deploy("r1")["msg"]
+    assert "refused; nothing serves. " in host.deploy("r1")["msg"]
     assert host.systemd.enabled == set()
     assert host.systemd.started == {}
     assert host.snapshot() == before
@@ -753,9 +838,24 @@ def test_check_mode_shows_what_differs(serving: Host) -> None:
     assert serving.serves()[0] == "r1"
 
 
+def test_check_mode_shows_drift_that_is_no_text(serving: Host) -> None:
+    (serving.config / "gunicorn.conf.py").chmod(0o600)
+    serving.systemd.started.pop("shop.service", None)
+    diff = "".join(entry["prepared"] for entry in serving.deploy("r1", check=True)["diff"])
+    assert diff.splitlines()[:2] == [
+        f"shop: {serving.config}/gunicorn.conf.py differs",
+        "shop: shop.service is not active",
+    ]
+
+
 def test_host_without_the_application(host: Host) -> None:
     shutil.rmtree(host.config)
-    assert host.deploy("r1", check=True)["reasons"] == ["first deployment"]
+    done = host.deploy("r1", check=True)
+    assert done["reasons"][0] == "first deployment"
+    assert f"{host.config}/gunicorn.conf.py differs" in done["reasons"]
+    diff = "".join(entry["prepared"] for entry in done["diff"])
+    assert "+# r1\n" in diff
+    assert f"{host.config}/app.env differs (its content is secret)" in diff
     assert "deploy the application first" in host.rollback()["msg"]
     assert not host.config.exists()
 
@@ -958,6 +1058,17 @@ def test_log_is_quoted_without_secrets(serving: Host, monkeypatch: pytest.Monkey
     done = serving.deploy("r2")
     assert "'SECRET': '********', 'OLD': '********'" in done["msg"]
     assert "secret of" not in done["msg"]
+
+
+def test_long_line_of_a_log_is_cut(serving: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After secrets are hidden: half of one would not be found."""
+    log = f"first\n{'x' * 1990} secret of r2 {'y' * 100_000}"
+    monkeypatch.setattr(app_release, "log_end", lambda unit, **_: log)
+    serving.systemd.fails["shop-next.service r2"] = "no"
+    done = serving.deploy("r2")
+    assert "secret" not in done["msg"]
+    assert done["msg"].endswith("characters more)")
+    assert len(done["msg"]) < 5000
 
 
 @pytest.mark.parametrize(

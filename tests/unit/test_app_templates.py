@@ -6,14 +6,16 @@ import json
 import os
 import re
 from collections.abc import Callable
+from configparser import ConfigParser
 from itertools import product
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 import yaml
-from ansible.module_utils.secret_values import of_environment
-from test_filters import read_docker, read_systemd
+from test_quoting import read_docker, read_systemd
+
+from plugins.module_utils.secret_values import of_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +35,10 @@ COMMON = {
     "app_database_password": "p@ss:w/rd",
     "app_database_owner_password": "own%er",
     "app_environment": {"KEY": 'a "quoted" $value', "DATABASE_POOL_SIZE_OF_MINE": "1"},
-    "app_environment_names": {"DB_HOST": "host", "DB_PORT": "port", "DB_PASSWORD": "password"},
+    "app_environment_names": {
+        **{"DB_HOST": "host", "DB_PORT": "port", "DB_PASSWORD": "password"},
+        **{"DB_TLS": "sslmode", "DB_CA": "sslrootcert"},
+    },
     "database_host": "db1",
     "database_port": 5432,
     "database_sslmode": "require",
@@ -49,6 +54,8 @@ FILES = {
     "app.env": ("etc/poolkit/app.env.j2", {"__app_format": "systemd", "__app_as_owner": False}),
     "docker.env": ("etc/poolkit/app.env.j2", {"__app_format": "docker", "__app_as_owner": False}),
     "migrate.env": ("etc/poolkit/app.env.j2", {"__app_format": "systemd", "__app_as_owner": True}),
+    "pg_service.conf": ("etc/poolkit/pg_service.conf.j2", {"__app_as_owner": False}),
+    "migrate.pg_service.conf": ("etc/poolkit/pg_service.conf.j2", {"__app_as_owner": True}),
     "gunicorn.conf.py": ("etc/poolkit/gunicorn.conf.py.j2", {}),
     "shop.service": ("etc/systemd/system/app.service.j2", {"__app_next": False}),
     "shop-next.service": ("etc/systemd/system/app.service.j2", {"__app_next": True}),
@@ -85,6 +92,10 @@ def rendered(
     hosts["auto"] = {**KINDS["wsgi"], "app_workers": "auto", "app_threads": 7}
     hosts["auto-asgi"] = {**KINDS["fastapi"], "app_workers": "auto", "app_timeout_seconds": 12}
     hosts["limits"] = {**KINDS["wsgi"], "app_resource_limits": {"TasksMax": 9, "MemoryMax": "1G"}}
+    verified = {**KINDS["wsgi"], "database_sslmode": "verify-full", "database_ca_file": "/ca.pem"}
+    hosts["verified"] = verified
+    hosts["verified-native"] = {**verified, "app_connection_strategy": "native"}
+    hosts["verified-asyncpg"] = {**verified, "app_database_url_scheme": "postgresql+asyncpg"}
     inventory = {"all": {"vars": COMMON, "hosts": hosts}}
     (directory / "hosts.yml").write_text(yaml.safe_dump(inventory))
     play = {"hosts": "all", "gather_facts": False, "roles": ["app"]}
@@ -152,6 +163,8 @@ def test_environment_of_the_application(rendered: Rendered, strategy: str, kind:
             "DB_HOST": "127.0.0.1,db1" if pooled else "db1",
             "DB_PORT": "6432,5432" if pooled else "5432",
             "DB_PASSWORD": "p@ss:w/rd",
+            "DB_TLS": "prefer" if pooled else "require",
+            "DB_CA": "",
         }
     files = rendered[f"{strategy}-{kind}"]
     assert read_docker(files["docker.env"]) == {**expected, "APP_VERSION": "abc123"}
@@ -182,10 +195,63 @@ def test_environment_of_the_migrations(rendered: Rendered, strategy: str, kind: 
             "DB_HOST": "db1",
             "DB_PORT": "5432",
             "DB_PASSWORD": "own%er",
+            "DB_TLS": "require",
+            "DB_CA": "",
             "PGSERVICEFILE": "/etc/poolkit/shop/migrate.pg_service.conf",
             "PGPASSFILE": "/etc/poolkit/shop/migrate.pgpass",
         }
     assert read_systemd(rendered[f"{strategy}-{kind}"]["migrate.env"]) == expected
+
+
+CA = "/etc/poolkit/shop/database_ca.crt"
+OWNER_CA = "/etc/poolkit/shop/migrate.database_ca.crt"
+
+
+def verifies(url: str, authority: str) -> bool:
+    return url.endswith(f"&sslmode=verify-full&sslrootcert={authority}")
+
+
+@pytest.mark.parametrize("host", ["verified", "verified-native"])
+def test_direct_ways_verify_postgresql(rendered: Rendered, host: str) -> None:
+    """The pooled URL cannot: its parameters are for the plain connection to the pooler as well."""
+    found = read_systemd(rendered[host]["app.env"])
+    assert verifies(found["DATABASE_DIRECT_URL"], CA)
+    native = host == "verified-native"
+    assert verifies(found["DATABASE_URL"], CA) == native
+    parts = ("verify-full", CA) if native else ("prefer", "")
+    assert (found["DB_TLS"], found["DB_CA"]) == parts
+    assert "PGSSLROOTCERT" not in found  # libpq would demand it of a pooler as well
+    found = read_systemd(rendered[host]["migrate.env"])
+    assert verifies(found["DATABASE_DIRECT_URL"], OWNER_CA)
+    assert verifies(found["DATABASE_URL"], OWNER_CA)
+
+
+def test_asyncpg_gets_the_authority_from_the_environment(rendered: Rendered) -> None:
+    for name, authority in (("app.env", CA), ("migrate.env", OWNER_CA)):
+        found = read_systemd(rendered["verified-asyncpg"][name])
+        assert found["DATABASE_DIRECT_URL"].endswith("@db1:5432/shop?ssl=verify-full")
+        assert found["PGSSLROOTCERT"] == authority
+
+
+@pytest.mark.parametrize(
+    ("host", "verified"),
+    [("verified", ["shop_direct", "shop_owner"]), ("verified-native", ["shop", "shop_direct"])],
+)
+def test_service_files_verify_postgresql(
+    rendered: Rendered, host: str, verified: list[str]
+) -> None:
+    for name, authority in (("pg_service.conf", CA), ("migrate.pg_service.conf", OWNER_CA)):
+        services = ConfigParser()
+        services.read_string(rendered[host][name])
+        for service in verified:
+            assert services[service]["sslmode"] == "verify-full"
+            assert services[service]["sslrootcert"] == authority
+    services.read_string(rendered["native-wsgi"]["pg_service.conf"])
+    assert services["shop"]["sslmode"] == "require", "as DATABASE_URL"
+    services.clear()
+    services.read_string(rendered["pgbouncer-wsgi"]["pg_service.conf"])
+    assert "sslmode" not in services["shop"]
+    assert "sslrootcert" not in services["shop_direct"]
 
 
 def test_messages_know_the_secrets_of_the_environment(rendered: Rendered) -> None:

@@ -7,13 +7,15 @@ from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import connection_budget
-import poolkit
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from plugins.filter import connection_budget, pooler_configuration
+from plugins.plugin_utils import pooler_clients, pools, role_defaults
+from plugins.plugin_utils.applications import applications
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVER = {
@@ -42,11 +44,11 @@ def fleet(hosts: dict[str, str], poolers: list[str] | None = None, **facts: obje
     hostvars = {name: {**base, "app_name": app} for name, app in hosts.items()}
     hostvars |= {name: base for name in poolers if name not in hosts}
     groups = {"applications": list(hosts), "pgbouncer": poolers}
-    return poolkit.applications(hostvars, groups), hostvars, groups
+    return applications(hostvars, groups), hostvars, groups
 
 
 def budget(hosts: dict[str, str], *args, server=SERVER, **facts: object) -> dict:
-    return connection_budget.connection_budget(*fleet(hosts, *args, **facts), server)
+    return connection_budget.add_up(*fleet(hosts, *args, **facts), server)
 
 
 AUTO = {"pgbouncer_settings": {"default_pool_size": "auto"}}
@@ -157,25 +159,17 @@ def test_which_size_holds(facts: dict, pool: str, pooled: int) -> None:
 def test_the_roles_own_numbers_hold_where_the_inventory_says_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "vars").mkdir()
-    (tmp_path / "vars/main.yml").write_text(
+    (tmp_path / "pgbouncer/vars").mkdir(parents=True)
+    (tmp_path / "pgbouncer/vars/main.yml").write_text(
         "_pgbouncer_settings: {default_pool_size: 30, reserve_pool_size: 7, x: '{{ y }}'}"
     )
-    connection_budget._role_settings.cache_clear()
-    monkeypatch.setattr(connection_budget, "ROLE", tmp_path)
+    for role in ("app", "database"):
+        (tmp_path / role).symlink_to(role_defaults.ROLES / role)
+    (tmp_path / "pgbouncer/defaults").symlink_to(role_defaults.ROLES / "pgbouncer/defaults")
+    role_defaults._file.cache_clear()
+    monkeypatch.setattr(role_defaults, "ROLES", tmp_path)
     assert budget(ONE)["rows"][0]["pool"] == "30 + 7"
-    connection_budget._role_settings.cache_clear()
-
-
-def test_defaults_agree_with_the_role() -> None:
-    """Other plays cannot see the role's defaults; a variable that it has must have the same."""
-    defaults = yaml.safe_load((ROOT / "roles/pgbouncer/defaults/main.yml").read_text())
-    for variable, value in {
-        "pgbouncer_processes": connection_budget.PROCESSES,
-        "pgbouncer_auth_query_enabled": False,
-        "pgbouncer_auth_query_connections": connection_budget.AUTH_QUERY_CONNECTIONS,
-    }.items():
-        assert defaults.get(variable, value) == value, variable
+    role_defaults._file.cache_clear()
 
 
 def test_auth_query_adds_other_users_and_its_logins() -> None:
@@ -214,9 +208,8 @@ def test_given_limit_is_the_share_of_the_application() -> None:
 
 def test_limits_reach_the_applications() -> None:
     apps, hostvars, groups = fleet({**TWO, "web3": "blog"}, app_fallback_connections=1)
-    limited = connection_budget.connection_limits(apps, hostvars, groups, {})
-    assert [app["connection_limit"] for app in limited] == [2 * 24, 24]
-    assert limited[0]["owner"] == "shop_owner"
+    plan = connection_budget.add_up(apps, hostvars, groups, {})
+    assert plan["connection_limits"] == {"shop": 2 * 24, "blog": 24}
 
 
 @pytest.mark.parametrize(
@@ -369,8 +362,8 @@ def test_workers_of_each_host_count() -> None:
     hosts = {"web1": "shop", "web2": "shop"}
     apps, hostvars, groups = fleet(hosts, [], **NATIVE)
     hostvars["web2"]["app_workers"] = 1
-    apps = poolkit.applications(hostvars, groups)
-    plan = connection_budget.connection_budget(apps, hostvars, groups, SERVER)
+    apps = applications(hostvars, groups)
+    plan = connection_budget.add_up(apps, hostvars, groups, SERVER)
     assert plan["rows"][0]["direct"] == 3 * 5 + 1 * 5
 
 
@@ -403,8 +396,8 @@ def test_session_pool_does_not_share_what_is_left() -> None:
     hosts = {"web1": "shop", "web2": "blog"}
     apps, hostvars, groups = fleet(hosts, **{**SESSION, **AUTO})
     hostvars["web2"].update(app_pool_mode="transaction")
-    apps = poolkit.applications(hostvars, groups)
-    plan = connection_budget.connection_budget(apps, hostvars, groups, SERVER)
+    apps = applications(hostvars, groups)
+    plan = connection_budget.add_up(apps, hostvars, groups, SERVER)
     # 87 less 5, 2 x 5 and shop's 2 x 22 leaves 28 for blog's pool and its stand-in.
     assert plan["pool_sizes"] == {
         "web1": {"shop": {"pool_size": 20}},
@@ -482,7 +475,7 @@ def answer(**values: int) -> dict:
             {"database_max_connections": 500},
             47,
             "PostgreSQL at db1:5432: max_connections 50 less 3 reserved; database_max_connections "
-            "says 500: correct it",
+            "is 500: correct it",
         ),
         (
             answer(max_connections=500, superuser_reserved_connections=3),
@@ -627,8 +620,7 @@ def test_the_server_is_asked_only_for_auto() -> None:
         ({"pgbouncer_databases": {"shop": {"pool_size": "auto"}}}, True),
         ({"pgbouncer_users": {"shop": {"pool_size": 3}}, **AUTO}, False),
     ):
-        apps, hostvars, _ = fleet(ONE, **facts)
-        assert connection_budget.has_auto_pools(apps, hostvars) is expected, facts
+        assert pools.has_auto_pools(*fleet(ONE, **facts)) is expected, facts
 
 
 def test_table_is_plain_text_of_at_most_100_columns() -> None:
@@ -670,6 +662,10 @@ def fleets(draw: st.DrawFn, size: st.SearchStrategy = NUMBERS) -> tuple[dict, li
     }
     if isinstance(facts["pgbouncer_settings"]["default_pool_size"], int):
         facts["pgbouncer_settings"]["default_pool_size"] += processes
+    further = draw(st.sampled_from([None, {}, {"pool_size": 9}, {"max_db_connections": 8}]))
+    if further is not None:
+        facts["pgbouncer_databases"] = {"reports": {"host": "db1", **further}}
+        facts["pgbouncer_hba_rules"] = draw(st.sampled_from([[], [rule("reports", "all")]]))
     return hosts, beside + tier, facts
 
 
@@ -726,6 +722,608 @@ def test_a_host_more_never_lowers_the_total(arguments: tuple, beside: bool, app:
     assert after >= before
     tier = budget(hosts, [*poolers, "poolx"], **facts)["totals"]["total"]
     assert tier >= before
+
+
+REPORTS = {"reports": {"host": "db1", "dbname": "shop", "pool_size": 50}}
+"""A database of the pooler that no application has."""
+
+
+def rule(database: object, user: object, method: str = "scram-sha-256") -> dict:
+    return {"type": "host", "database": database, "user": user, "method": method}
+
+
+def test_database_that_no_application_has_is_counted() -> None:
+    """shop: 12 and 12, 5 for migrations, 5 for others; reports: 50 + 2, and the stand-in's."""
+    plan = budget(ONE, pgbouncer_databases=REPORTS)
+    assert plan["rows"][1] == {
+        "application": "reports",
+        "poolers": "1 x 1",
+        "pool": "50 + 2",
+        "pooled": 52,
+        "direct": 0,
+        "rolling": 52,
+        "fallback": 0,
+        "limit": 104,
+        "migrations": 0,
+        "auth_query": 0,
+    }
+    assert (plan["totals"]["total"], plan["fits"]) == (34 + 104, False)
+    assert "largest first: pgbouncer_databases['reports'].pool_size (100), " in plan["message"]
+    table = connection_budget.budget_table(plan)
+    (row,) = (line.split() for line in table.splitlines() if line.startswith("reports"))
+    assert row == ["reports", "1", "x", "1", "50", "+", "2", "52", "52", "0", "104", "0"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "pooled", "rolling"),
+    [
+        # Nobody gets in yet: the pool of one user.
+        ({}, 12, 12),
+        ({"pgbouncer_hba_rules": [rule("reports", "shop", "reject")]}, 12, 12),
+        # A pool of each user that the pooler has and a rule lets in.
+        ({"pgbouncer_hba_rules": [rule("reports", "blog")]}, 12, 12),
+        ({"pgbouncer_hba_rules": [rule(["x", "reports"], ["blog", "shop"])]}, 24, 24),
+        ({"pgbouncer_hba_rules": [rule("all", "all")]}, 24, 24),
+        ({"pgbouncer_hba_rules": [rule("reports", ["blog", "mail"])]}, 12, 12),
+        # The user's own size goes first: 20 + 2 and 10 + 2.
+        (
+            {
+                "pgbouncer_hba_rules": [rule("reports", "all")],
+                "pgbouncer_users": {"blog": {"pool_size": 20}},
+            },
+            34,
+            34,
+        ),
+        # max_db_connections holds them together, max_user_connections each of them.
+        (
+            {
+                "pgbouncer_hba_rules": [rule("reports", "all")],
+                "pgbouncer_databases": {"reports": {"host": "db1", "max_db_connections": 15}},
+            },
+            15,
+            15,
+        ),
+        (
+            {
+                "pgbouncer_hba_rules": [rule("reports", "all")],
+                "pgbouncer_users": {"blog": {"max_user_connections": 4}},
+            },
+            16,
+            16,
+        ),
+        # Every client is the forced user.
+        (
+            {
+                "pgbouncer_hba_rules": [rule("reports", "all")],
+                "pgbouncer_databases": {"reports": {"host": "db1", "user": "reader"}},
+                "pgbouncer_users": {"reader": {"pool_size": 3, "reserve_pool_size": 1}},
+            },
+            4,
+            4,
+        ),
+        # 10 + 2 over 3 processes is 3 + 0 each, replaced in turn.
+        ({"pgbouncer_processes": 3}, 9, 0),
+    ],
+)
+def test_pools_of_a_further_database(facts: dict, pooled: int, rolling: int) -> None:
+    facts = {"pgbouncer_databases": {"reports": {"host": "db1"}}, **facts}
+    hosts = {"web1": "shop", "web2": "blog"}
+    row = budget(hosts, ["pool1"], **facts)["rows"][2]
+    assert (row["pooled"], row["rolling"], row["limit"]) == (pooled, rolling, pooled + rolling)
+
+
+def test_every_pooler_with_the_database_counts() -> None:
+    plan = budget(ONE, ["web1", "pool1"], pgbouncer_databases=REPORTS)
+    assert (plan["rows"][1]["poolers"], plan["rows"][1]["pooled"]) == ("2 x 1", 104)
+
+
+def test_auth_query_fills_a_further_database() -> None:
+    """The role bounds it at 10 + 2 + 5 + 2 = 19; a given bound of 30 is filled as well."""
+    facts = {
+        "pgbouncer_auth_query_enabled": True,
+        "pgbouncer_hba_rules": [rule("reports", "all")],
+        "pgbouncer_databases": {"reports": {"host": "db1"}},
+    }
+    row = budget(ONE, **facts)["rows"][1]
+    assert (row["pooled"], row["rolling"], row["auth_query"]) == (12, 12, 2 * 7)
+    facts["pgbouncer_databases"] = {"reports": {"host": "db1", "max_db_connections": 30}}
+    plan = budget(ONE, **facts)
+    assert plan["rows"][1]["auth_query"] == 2 * 18
+    assert plan["totals"]["total"] == 24 + 14 + 5 + 5 + 2 * 30
+
+
+def test_user_has_room_for_its_pools_in_further_databases() -> None:
+    """24 for shop's own, 104 for its pool in reports; blog's user does not get in there."""
+    facts = {"pgbouncer_databases": REPORTS, "pgbouncer_hba_rules": [rule("reports", "shop")]}
+    apps, hostvars, groups = fleet({"web1": "shop", "web2": "blog"}, ["pool1"], **facts)
+    plan = connection_budget.add_up(apps, hostvars, groups, SERVER)
+    assert plan["connection_limits"] == {"shop": 24 + 104, "blog": 24}
+    # A given limit is for both; PostgreSQL holds the user to it in every database.
+    with pytest.raises(
+        AnsibleFilterError,
+        match=r"is 127, .* 128 connections on web1 .* at least 128 \(12 pooled, 104 of its user in",
+    ):
+        budget(ONE, app_database_connection_limit=127, **facts)
+    plan = budget(ONE, app_database_connection_limit=128, **facts)
+    assert (plan["rows"][1]["limit"], plan["totals"]["limits"]) == (0, 128)
+
+
+def test_user_of_another_application_that_a_rule_names_has_a_pool() -> None:
+    """Both names stand in the rule; `all` does not say that PostgreSQL lets the user in."""
+    hosts = {"web1": "shop", "web2": "blog"}
+    rules = [rule("shop", "blog")]
+    plan = budget(hosts, ["pool1"], pgbouncer_hba_rules=rules)
+    assert [(row["application"], row["pooled"]) for row in plan["rows"]] == [
+        ("shop", 12),
+        ("blog", 12),
+        ("shop", 12),
+    ]
+    assert plan["connection_limits"] == {"shop": 24, "blog": 48}
+    assert len(budget(hosts, ["pool1"], pgbouncer_hba_rules=[rule("all", "all")])["rows"]) == 2
+
+
+def session_shop(**facts: object) -> dict:
+    """Return the budget of shop with a session pool of 25, and blog, which may use its database.
+
+    4 workers and the stand-in, 4 threads and the readiness check: 5 x 5 clients.
+    """
+    facts = {"pgbouncer_hba_rules": [rule("shop", "blog")], "database_max_connections": 500} | facts
+    apps, hostvars, groups = fleet({"web1": "shop", "web2": "blog"}, ["pool1"], **DJANGO, **facts)
+    hostvars["web1"].update(app_pool_mode="session", app_workers=4)
+    apps = applications(hostvars, groups)
+    return connection_budget.add_up(apps, hostvars, groups, {})
+
+
+@pytest.mark.parametrize(
+    ("facts", "sizes", "pool", "pooled"),
+    [
+        ({}, {"shop": 25}, "25 + 2 (session)", 27),
+        # 90 % of 497 is 447; 54 for shop, 54 for blog there, 10 and 5 leave 324: 162 and 162.
+        (AUTO, {"shop": 25, "blog": 160}, "25 + 2 (session)", 27),
+        (
+            {"pgbouncer_databases": {"shop": {"pool_size": "auto", "reserve_pool": 4}}},
+            {"shop": 25},
+            "25 + 4 (session)",
+            29,
+        ),
+        # max_db_connections holds each; a user's own size goes first, as in PgBouncer.
+        (
+            {"pgbouncer_databases": {"shop": {"max_db_connections": 26}}},
+            {"shop": 25},
+            "25 + 2 (session)",
+            26,
+        ),
+        ({"pgbouncer_users": {"blog": {"pool_size": 3}}}, {"shop": 25}, "3 + 2", 5),
+        ({"pgbouncer_databases": {"shop": {"pool_size": 30}}}, {}, "30 + 2", 32),
+        # shop's own size needs none in [databases], so blog's is the general one.
+        ({"pgbouncer_users": {"shop": {"pool_size": 40}}}, {}, "10 + 2", 12),
+    ],
+)
+def test_session_size_of_a_database_holds_for_its_other_users(
+    facts: dict, sizes: dict, pool: str, pooled: int
+) -> None:
+    plan = session_shop(**facts)
+    written = plan["pool_sizes"].get("pool1", {})
+    assert written == {name: {"pool_size": size} for name, size in sizes.items()}
+    row = plan["rows"][2]
+    assert (row["application"], row["pool"], row["pooled"]) == ("shop", pool, pooled)
+    blog = plan["rows"][1]["limit"]
+    assert plan["connection_limits"]["blog"] == blog + 2 * pooled
+
+
+def test_advice_on_a_shared_session_size_names_what_makes_it() -> None:
+    """25 and the stand-in's 25, for shop and for blog."""
+    plan = session_shop(database_reserved_for_others=600)
+    assert "app_workers and client pools of shop (100), " in plan["message"]
+
+
+@pytest.mark.parametrize(
+    ("session", "facts", "claim"),
+    [
+        (False, {}, 12),
+        (False, {"pgbouncer_databases": {"shop": {"max_db_connections": 11}}}, 11),
+        (True, {}, 27),
+        (False, {"pgbouncer_databases": {"shop": {"user": "shop"}}}, 0),
+    ],
+)
+def test_with_auth_query_a_user_has_room_in_the_database_of_another_application(
+    session: bool, facts: dict, claim: int
+) -> None:
+    """blog's 24 and its pool in shop, twice; the row of shop has the connections already."""
+    hosts = {"web1": "shop", "web2": "blog"}
+    facts = {"pgbouncer_auth_query_enabled": True, **facts}
+    if session:
+        plan = session_shop(**facts)
+    else:
+        plan = budget(hosts, ["pool1"], pgbouncer_hba_rules=[rule("shop", "blog")], **facts)
+    assert [row["application"] for row in plan["rows"]] == ["shop", "blog"]
+    assert plan["connection_limits"]["blog"] == 24 + 2 * claim
+    assert plan["totals"]["limits"] == sum(row["limit"] for row in plan["rows"])
+
+
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [("db1,db2", True), ("db1", True), ("db2", True), ("db3,db2", True), ("db3", False)],
+)
+@pytest.mark.parametrize("variable", ["database_host", "pgbouncer_database_host"])
+def test_each_of_several_database_hosts_is_the_server(
+    variable: str, host: str, counted: bool
+) -> None:
+    facts = {variable: "db1,db2", "pgbouncer_databases": {"reports": {"host": host}}}
+    plan = budget(ONE, **facts)
+    assert (len(plan["rows"]), len(plan["notes"])) == ((2, 0) if counted else (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("entry", "counted"),
+    [
+        ({"host": "db1"}, True),
+        ({"host": "db1", "port": "5432"}, True),
+        ({"host": "db2,db1"}, True),
+        ({"host": "192.0.2.5"}, True),
+        ({"host": "127.0.0.1"}, True),
+        ({"host": "/run/postgresql"}, True),
+        ({"host": "db1", "port": 5433}, False),
+        ({"host": "db2"}, False),
+    ],
+)
+def test_a_database_of_another_server_is_named_and_not_counted(entry: dict, counted: bool) -> None:
+    """The pooler stands on the database's host, which has two names and an address."""
+    apps, hostvars, groups = fleet(ONE, ["pg1"], pgbouncer_databases={"reports": entry})
+    hostvars["pg1"] = {**hostvars["pg1"], "private_address": "192.0.2.5"}
+    groups["postgres"] = ["pg1"]
+    plan = connection_budget.add_up(apps, hostvars, groups, SERVER)
+    assert (len(plan["rows"]), len(plan["notes"])) == ((2, 0) if counted else (1, 1))
+    if not counted:
+        words = f"pgbouncer_databases['reports'] of pg1 leads to {entry['host']}:"
+        assert words in connection_budget.budget_table(plan)
+
+
+def test_local_addresses_are_the_server_only_on_its_host() -> None:
+    plan = budget(ONE, pgbouncer_databases={"reports": {"host": "127.0.0.1"}})
+    assert (len(plan["rows"]), len(plan["notes"])) == (1, 1)
+
+
+def test_auto_pool_of_a_further_database_gets_the_same_share() -> None:
+    """87 less 5 and 5 leaves 77 for 2 pools and 2 stand-ins: 19 each, 2 of them the reserve."""
+    facts = {"pgbouncer_databases": {"reports": {"host": "db1", "pool_size": "auto"}}, **AUTO}
+    plan = budget(ONE, **facts)
+    sizes = {name: {"pool_size": 17} for name in ("shop", "reports")}
+    assert plan["pool_sizes"] == {"web1": sizes}
+    apps, hostvars, groups = fleet(ONE, pgbouncer_databases=facts["pgbouncer_databases"])
+    assert pools.has_auto_pools(apps, hostvars, groups)
+
+
+WORKERS = {"app_workers": 33, **DJANGO}
+
+
+@pytest.mark.parametrize(
+    ("hosts", "poolers", "facts", "clients", "limit"),
+    [
+        # 33 workers and the stand-in, 4 threads and the readiness check; 20 for people.
+        (ONE, None, WORKERS, 34 * 5 + 20, 500),
+        ({f"web{n}": "shop" for n in range(4)}, ["pool1"], WORKERS, 4 * 34 * 5 + 20, 700),
+        # Each host of a tier must hold all, the others may be gone.
+        ({f"web{n}": "shop" for n in range(4)}, ["p1", "p2"], WORKERS, 4 * 34 * 5 + 20, 700),
+        ({"web1": "shop", "web2": "blog"}, ["pool1"], WORKERS, 2 * 34 * 5 + 20, 500),
+        # The kernel may hand all of them to one of 3 processes.
+        (ONE, None, {**WORKERS, "pgbouncer_processes": 3}, 190, 570),
+        (ONE, None, {**WORKERS, **FASTAPI, "app_connection_pool_size": 20}, 34 * 20 + 20, 700),
+        (ONE, None, {**WORKERS, "pgbouncer_auth_query_enabled": True}, 195, 500),
+        (ONE, None, {**WORKERS, "app_pool_mode": "session", "app_workers": 3}, 4 * 5 + 20, 500),
+    ],
+)
+def test_max_client_conn_holds_every_client(
+    hosts: dict, poolers: list | None, facts: dict, clients: int, limit: int
+) -> None:
+    plan = budget(hosts, poolers, **facts)
+    for row in plan["clients"]:
+        assert (row["clients"], row["max_client_conn"], row["at_least"]) == (clients, limit, False)
+    assert plan["client_limits"] == {
+        host: {"max_client_conn": limit} for host in (poolers or hosts)
+    }
+    assert plan["notes"] == []
+
+
+def limited(variable: str, limit: int) -> dict:
+    """Return facts with a limit of clients in one of the places where it may stand."""
+    section, _, name = variable.partition(".")
+    return {section: {name: limit} if section.endswith("settings") else {"shop": {name: limit}}}
+
+
+@pytest.mark.parametrize(
+    ("variable", "shown", "need"),
+    [
+        ("pgbouncer_settings.max_client_conn", "pgbouncer_settings.max_client_conn", 190),
+        ("pgbouncer_settings.max_db_client_connections", "pgbouncer_settings.max_db_client", 170),
+        ("pgbouncer_settings.max_user_client_connections", "pgbouncer_settings.max_user_", 170),
+        ("pgbouncer_databases.max_db_client_connections", "pgbouncer_databases['shop'].max_", 170),
+        ("pgbouncer_users.max_user_client_connections", "pgbouncer_users['shop'].max_user_", 170),
+    ],
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_limit_of_clients_without_room_is_refused(
+    variable: str, shown: str, need: int, processes: int
+) -> None:
+    """170 of the application and 20 more for max_client_conn, in each process."""
+    facts = {**WORKERS, "pgbouncer_processes": processes}
+    enough = need * processes
+    plan = budget(ONE, **facts, **limited(variable, enough))
+    assert plan["clients"][0]["given"] is variable.endswith("max_client_conn")
+    with pytest.raises(AnsibleFilterError) as refused:
+        budget(ONE, **facts, **limited(variable, enough - processes))
+    for words in (
+        f"web1: {shown}",
+        f"{need} clients may come at once",
+        "go past the pooler",
+        f"give at least {enough}, leave it out, or lower app_workers",
+    ):
+        assert words in str(refused.value)
+
+
+def test_no_limit_of_clients_is_no_limit() -> None:
+    facts = limited("pgbouncer_databases.max_db_client_connections", 0)
+    assert budget(ONE, **WORKERS, **facts)["fits"]
+
+
+def test_given_max_client_conn_is_not_overruled() -> None:
+    plan = budget(ONE, **WORKERS, pgbouncer_settings={"max_client_conn": 200})
+    assert (plan["client_limits"], plan["clients"][0]["max_client_conn"]) == ({}, 200)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        # 3 workers of one core and the stand-in: 20 and 20 more. 460 are 92 workers: 95, 47 cores.
+        (
+            {**DJANGO, "app_workers": "auto"},
+            "web1, web2: app_workers is auto, 2 x its cores + 1, so that the clients of shop are "
+            "not known; max_client_conn 500 of web1 is enough for 47 cores a host: for more, give "
+            "app_workers as a number",
+        ),
+        (
+            {**FASTAPI, "app_workers": 1, "app_connection_strategy": "pgbouncer_nopool"},
+            "shop: app_connection_strategy is pgbouncer_nopool, so that nothing bounds the clients "
+            "of web1, web2; those beyond max_client_conn 500 of web1 go past the pooler: choose "
+            "pgbouncer, or give pgbouncer_settings.max_client_conn",
+        ),
+    ],
+)
+def test_clients_that_are_not_known_are_named(facts: dict, words: str) -> None:
+    plan = budget(TWO, **facts)
+    assert plan["notes"] == [words]
+    assert plan["clients"][0]["at_least"]
+    table = connection_budget.budget_table(plan)
+    assert words in " ".join(table.split())
+    assert "or more" in table
+
+
+def test_cores_are_those_of_the_pooler_with_the_least_room() -> None:
+    """Beside web1, which has a number, is more. Two applications share pool1.
+
+    Each has 3 workers and a stand-in of 5, with 20 more 60 clients; what is left of 500 is 44 more
+    workers on each host, 47 in all, of 23 cores.
+    """
+    apps, hostvars, groups = fleet(TWO, **DJANGO, app_workers=2)
+    hostvars["web2"]["app_workers"] = "auto"
+    apps = applications(hostvars, groups)
+    (note,) = connection_budget.add_up(apps, hostvars, groups, SERVER)["notes"]
+    assert note.startswith("web2: app_workers is auto")
+    assert "max_client_conn 500 of web2 is enough for 47 cores a host" in note
+    shared = budget({"web1": "shop", "web2": "blog"}, ["pool1"], **DJANGO, app_workers="auto")
+    assert len(shared["notes"]) == 2
+    assert all("of pool1 is enough for 23 cores a host" in note for note in shared["notes"])
+
+
+def test_a_tier_has_room_for_workers_that_are_not_known() -> None:
+    """10 hosts with 2 x 16 + 1 workers and a stand-in of 5 each, and 20 more."""
+    plan = budget({f"web{n}": "shop" for n in range(10)}, ["pool1"], **DJANGO, app_workers="auto")
+    assert plan["client_limits"] == {"pool1": {"max_client_conn": 10 * 34 * 5 + 20}}
+    assert "is enough for 16 cores a host" in plan["notes"][0]
+
+
+def test_auto_is_what_gunicorn_makes_of_it() -> None:
+    template = (ROOT / "roles/app/templates/etc/poolkit/gunicorn.conf.py.j2").read_text()
+    assert "workers = 2 * len(os.sched_getaffinity(0)) + 1\n" in template
+    assert pooler_clients.AUTO_WORKERS == 2 * 1 + 1
+    assert pooler_clients.ROOMY_WORKERS == 2 * 16 + 1
+
+
+def test_workers_of_auto_are_enough_for_the_cores_that_the_plan_names() -> None:
+    """With 47 cores 2 x 47 + 1 workers and the stand-in fit, with 48 they do not."""
+    for cores, limit in ((47, 500), (48, 510)):
+        plan = budget(ONE, **DJANGO, app_workers=2 * cores + 1)
+        assert plan["clients"][0]["max_client_conn"] == limit
+
+
+def test_table_shows_the_clients_of_pooler_hosts() -> None:
+    hosts = {f"web{n}": "shop" for n in range(5)}
+    table = connection_budget.budget_table(budget(hosts, **WORKERS))
+    lines = [" ".join(line.split()) for line in table.splitlines()]
+    assert "web0, web1, web2 and 2 more 190 500" in lines
+    assert max(map(len, table.splitlines())) <= 100
+    given = budget(ONE, **WORKERS, pgbouncer_settings={"max_client_conn": 200})
+    assert "190      200 (given)" in connection_budget.budget_table(given)
+    assert "clients of" not in connection_budget.budget_table(budget(ONE, [], **NATIVE))
+
+
+VALUES = st.one_of(st.none(), st.integers(1, 3000))
+
+
+@given(st.tuples(*[VALUES] * 7))
+def test_the_budget_and_the_files_take_the_same_size(values: tuple) -> None:
+    """PgBouncer: the user's, else the database's, else the general one; each under any name."""
+    names = ("pool_size", "reserve_pool_size")
+    user = {name: v for name, v in zip(names, values[:2], strict=True) if v is not None}
+    database = {
+        name: v
+        for name, v in zip((*names, "reserve_pool"), values[2:5], strict=True)
+        if v is not None
+    }
+    general = {
+        name: v
+        for name, v in zip(("default_pool_size", names[1]), values[5:], strict=True)
+        if v is not None
+    }
+    facts = {
+        "pgbouncer_users": {"shop": user},
+        "pgbouncer_databases": {"shop": database},
+        "pgbouncer_settings": general,
+    }
+    (row,) = budget(
+        ONE, **facts, server=answer(max_connections=1, superuser_reserved_connections=0)
+    )["rows"]
+    size = user.get("pool_size", database.get("pool_size", general.get("default_pool_size", 10)))
+    reserve = database.get("reserve_pool_size", database.get("reserve_pool"))
+    reserve = general.get("reserve_pool_size", 2) if reserve is None else reserve
+    pooled = size + user.get("reserve_pool_size", reserve)
+    assert row["pooled"] == pooled
+    held = {"default_pool_size": 10, "reserve_pool_size": 2, "max_client_conn": 5000, **general}
+    apps = [{"database": "shop", "user": "shop"}]
+    rest = (apps, {"shop": user})
+    bound = pooler_configuration.bound_databases({"shop": database}, held, *rest, 0)
+    assert bound["shop"]["max_db_connections"] == pooled
+    files = pooler_configuration.open_files_limit(held, {"shop": database}, {"shop": user}, apps)
+    assert files == 5000 + 100 + 2 * pooled
+
+
+FULL = answer(max_connections=20, superuser_reserved_connections=3)
+
+
+@pytest.mark.parametrize(
+    ("server", "made", "facts", "available", "source", "remedy"),
+    [
+        (FULL, False, {}, 17, "max_connections 20 less 3", "raise max_connections of the server"),
+        (
+            FULL,
+            True,
+            {"postgres_max_connections": 20},
+            17,
+            "PostgreSQL at db1:5432: max_connections 20 less 3",
+            "raise postgres_max_connections, and run ansible/playbooks/postgres.yml first",
+        ),
+        (
+            FULL,
+            True,
+            {"postgres_max_connections": 200},
+            17,
+            "PostgreSQL at db1:5432: max_connections 20 less 3",
+            "raise the server to the inventory's number: run ansible/playbooks/postgres.yml "
+            "first, since postgres_max_connections is 200",
+        ),
+        # The server that the inventory makes is not there yet.
+        (
+            {},
+            True,
+            {"postgres_max_connections": 20},
+            17,
+            "postgres_max_connections 20 less 3 reserved; PostgreSQL at db1:5432 did not answer",
+            "raise postgres_max_connections",
+        ),
+        (
+            {},
+            True,
+            {"postgres_max_connections": 20, "database_max_connections": 500},
+            17,
+            "it was not asked; database_max_connections is 500: correct it",
+            "raise postgres_max_connections",
+        ),
+        (
+            {},
+            False,
+            {"database_max_connections": 20},
+            17,
+            "database_max_connections 20 less 3",
+            "raise database_max_connections, where the server takes more",
+        ),
+        (
+            {},
+            False,
+            {"database_reserved_for_others": 90},
+            97,
+            "assumed: PostgreSQL's default 100",
+            "raise the assumption: set database_max_connections to what the server takes",
+        ),
+        ({}, True, {"database_reserved_for_others": 90}, 97, "postgres_max_connections 100", ""),
+    ],
+)
+def test_the_way_to_more_connections_is_the_one_that_helps(
+    server: dict, made: bool, facts: dict, available: int, source: str, remedy: str
+) -> None:
+    apps, hostvars, groups = fleet(ONE, **facts)
+    if made:
+        groups["postgres"] = ["db1"]
+        hostvars["db1"] = hostvars["web1"]
+    plan = connection_budget.add_up(apps, hostvars, groups, server)
+    assert plan["available"] == available
+    assert source in plan["source"]
+    assert plan["message"].partition(". Or ")[2].startswith(remedy)
+    assert plan["message"].endswith(remedy) or not remedy
+
+
+def test_auto_takes_the_number_that_the_new_server_will_have() -> None:
+    apps, hostvars, groups = fleet(ONE, **AUTO)
+    groups["postgres"] = ["db1"]
+    hostvars["db1"] = {}
+    plan = connection_budget.add_up(apps, hostvars, groups, {})
+    assert plan["pool_sizes"] == budget(ONE, **AUTO)["pool_sizes"]
+
+
+def smallest(variable: str, facts: dict) -> dict | None:
+    """Return facts with a variable that the advice names at its smallest; None if it is."""
+    section, _, name = variable.partition(".")
+    if section == "pgbouncer_databases['reports']":
+        entry = {**facts["pgbouncer_databases"]["reports"], name: facts["pgbouncer_processes"]}
+        return {**facts, "pgbouncer_databases": {"reports": entry}}
+    if section == "pgbouncer_settings":
+        processes = facts["pgbouncer_processes"]
+        least = 0 if name == "reserve_pool_size" else processes
+        if facts[section][name] // processes == least // processes:
+            return None
+        values = {**facts[section], name: least}
+        old = facts[section]
+    else:
+        section = variable.partition(" of ")[0]
+        defaults = {
+            "app_database_owner_connection_limit": 5,
+            "pgbouncer_auth_query_connections": 5,
+        }
+        values, old = 0, facts.get(section, defaults.get(section))
+    return None if values == old else {**facts, section: values}
+
+
+@settings(deadline=None)
+@given(fleets())
+def test_each_piece_of_advice_lowers_the_total(arguments: tuple) -> None:
+    hosts, poolers, facts = arguments
+    server = answer(max_connections=3, superuser_reserved_connections=3)
+    plan = budget(hosts, poolers, server=server, **facts)
+    if plan["fits"]:
+        return
+    advice = plan["message"].split("the largest first: ")[1].split(". Or ")[0]
+    for variable in re.findall(r"(\S+(?: of \S+)?) \(\d+\)", advice):
+        changed = smallest(variable, facts)
+        if changed:
+            total = budget(hosts, poolers, server=server, **changed)["totals"]["total"]
+            assert total < plan["totals"]["total"], variable
+
+
+def test_advice_names_the_limit_that_holds() -> None:
+    """A smaller pool would change nothing: max_db_connections is what counts, 40 and 40 again."""
+    facts = {"pgbouncer_settings": {"default_pool_size": 90, "max_db_connections": 40}}
+    plan = budget(ONE, database_reserved_for_others=80, **facts)
+    assert "pgbouncer_settings.max_db_connections (80), " in plan["message"]
+    assert "default_pool_size" not in plan["message"]
+    facts = {"pgbouncer_databases": {"shop": {"max_db_connections": 60}}}
+    plan = budget(ONE, pgbouncer_auth_query_enabled=True, **facts)
+    assert "first: pgbouncer_databases['shop'].max_db_connections (120), " in plan["message"]
+
+
+def test_advice_on_a_tight_limit_names_what_it_is_for() -> None:
+    """A limit of 24 for 12 and 12 cannot be lowered alone."""
+    plan = budget(ONE, app_database_connection_limit=24, database_reserved_for_others=90)
+    words = "app_database_connection_limit of shop with pgbouncer_settings.default_pool_size (24)"
+    assert words in plan["message"]
 
 
 @pytest.fixture

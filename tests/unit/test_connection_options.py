@@ -1,7 +1,8 @@
 """Settings in connection options: what is certain to break is refused, the rest is mentioned."""
 
 import pytest
-from connection_options import connection_options
+
+from plugins.filter.connection_options import connection_options
 
 POOLERS = [{"host": "127.0.0.1", "port": 6432}, {"host": "2001:db8::1", "port": "6433"}]
 PATH = "options=-c%20search_path%3Dshop"

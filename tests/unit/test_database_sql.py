@@ -1,4 +1,4 @@
-"""The SQL of database.yml and public_tables.yml, as text, and what tells that it changed something.
+"""The SQL of the role database, as text, and what tells that it changed something.
 
 What it does on a server, the scenarios prove.
 """
@@ -6,16 +6,24 @@ What it does on a server, the scenarios prove.
 import json
 from pathlib import Path
 
-import poolkit
 import pytest
+from collection import COLLECTION
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from plugins.filter import database, quoting
+from plugins.plugin_utils.applications import applications
+
 ROOT = Path(__file__).resolve().parents[2]
-SQL = ROOT / "ansible/playbooks"
+SQL = ROOT / "roles/database"
 TEMPLATES = Environment(
     loader=FileSystemLoader(SQL / "templates/sql"), undefined=StrictUndefined, trim_blocks=True
 )
-TEMPLATES.filters.update(poolkit.FilterModule().filters())
+TEMPLATES.filters.update(
+    {
+        f"{COLLECTION}.{name}": function
+        for name, function in quoting.FilterModule().filters().items()
+    }
+)
 
 
 def application(**facts: object) -> dict:
@@ -26,13 +34,15 @@ def application(**facts: object) -> dict:
         "app_database_connection_limit": 20,
     }
     groups = {"applications": ["web1"], "pgbouncer": ["web1"]}
-    (app,) = poolkit.applications({"web1": {**base, **facts}}, groups)
+    (app,) = applications({"web1": {**base, **facts}}, groups)
     return app
 
 
 def grants(**facts: object) -> list[str]:
     """Return the statements, each in one line."""
-    text = TEMPLATES.get_template("grants.sql.j2").render(app=application(**facts), auth_roles={})
+    text = TEMPLATES.get_template("grants.sql.j2").render(
+        _database_app=application(**facts), _database_auth_roles={}
+    )
     lines = [line for line in text.splitlines() if not line.startswith("--")]
     return [" ".join(part.split()) for part in "\n".join(lines).split(";\n")]
 
@@ -100,9 +110,9 @@ def test_changed_settings_are_those_of_the_applications_user() -> None:
         {"item": "wiki", "skipped": True},
         result("gone", {}, {"gone": ["a=1"]}),
     ]
-    assert poolkit.changed_settings(results, apps) == ["shop"]
-    assert poolkit.changed_settings([result("wiki", {"wiki": ["a=1"]}, {})], apps) == ["wiki"]
-    assert poolkit.changed_settings([], apps) == []
+    assert database.changed_settings(results, apps) == ["shop"]
+    assert database.changed_settings([result("wiki", {"wiki": ["a=1"]}, {})], apps) == ["wiki"]
+    assert database.changed_settings([], apps) == []
 
 
 def test_objects_move_in_one_transaction_that_does_not_wait_for_long() -> None:
@@ -110,7 +120,9 @@ def test_objects_move_in_one_transaction_that_does_not_wait_for_long() -> None:
         app_database_settings={"search_path": ["store"]}, app_migration_lock_timeout="3s"
     )
     objects = [{"kind": "TABLE", "name": 'a"b'}, {"kind": "TYPE", "name": "mood"}]
-    text = TEMPLATES.get_template("move_objects.sql.j2").render(app=app, objects=objects)
+    text = TEMPLATES.get_template("move_objects.sql.j2").render(
+        _database_app=app, __database_objects=objects
+    )
     assert text.splitlines() == [
         'SET LOCAL ROLE "shop_owner";',
         "SET LOCAL lock_timeout = '3s';",
@@ -122,6 +134,6 @@ def test_objects_move_in_one_transaction_that_does_not_wait_for_long() -> None:
 
 def test_schema_is_looked_up_under_its_exact_name() -> None:
     app = application(app_database_settings={"search_path": ["O'Store"]})
-    text = TEMPLATES.get_template("public_objects.sql.j2").render(app=app)
+    text = TEMPLATES.get_template("public_objects.sql.j2").render(_database_app=app)
     assert "to_regnamespace('\"O''Store\"')" in text
     assert "rolname = 'shop_owner'" in text

@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import host_files
 import pytest
-from ansible.module_utils import text_files
+
+from plugins.module_utils import text_files
+from plugins.module_utils.locking import lock
+from plugins.modules import host_files
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +145,9 @@ def test_module_puts_everything_there(tmp_path: Path, put: Callable[..., dict]) 
     ]
     assert (tmp_path / "etc/shop/env").read_text() == "PW=secret-1\n"
     assert "secret-1" not in str(done)
-    assert "+[shop]" in done["diff"][0]["prepared"]
+    diff = [entry["prepared"] for entry in done["diff"]]
+    assert diff[0] == f"{tmp_path}/etc/shop is not there yet\n"
+    assert "+[shop]" in diff[1]
     again = put()
     assert (again["changed"], again["paths"], again["diff"]) == (False, [], [])
 
@@ -172,8 +176,33 @@ def test_file_of_another_owner_is_read_only(
     assert (tmp_path / "pgpass").stat().st_mode & 0o7777 == 0o400
 
 
+def test_plain_file_of_another_owner_is_for_its_group(
+    tmp_path: Path, put: Callable[..., dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL's access rules: no secret, so that --diff shows them, and not for everybody."""
+    monkeypatch.setattr(shutil, "chown", lambda path, user, group: None)
+    path = tmp_path / "pg_hba.conf"
+    done = put(files=[{"path": str(path), "content": "a rule", "owner": "postgres"}])
+    assert path.stat().st_mode & 0o7777 == 0o640
+    assert "+a rule" in str(done["diff"])
+
+
 @pytest.mark.parametrize("parameter", ["files", "secret_files"])
 def test_file_without_content_is_refused(put: Callable[..., dict], parameter: str) -> None:
     done = put(**{parameter: [{"path": "/nonexistent/x"}]})
     assert done["failed"] is True
     assert f"missing required arguments: content found in {parameter}" in done["msg"]
+
+
+def test_lock_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """Whoever can open a lock file can hold it; what an earlier version left is mended."""
+    for name, before in (("new", None), ("old", 0o644)):
+        path = tmp_path / name
+        if before:
+            path.touch(before)
+        with lock(path, 0):
+            assert path.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic link"), lock(tmp_path / "link", 0):
+        pass
+    assert not (tmp_path / "elsewhere").exists()

@@ -1,11 +1,13 @@
-"""The pure parts of the admin console's module; tests/integration/test_admin.py runs it."""
+"""The pure parts of the admin console's module; the scenario `console` runs it."""
 
 import os
 import socket
 from pathlib import Path
 
-import pgbouncer_admin as admin
 import pytest
+
+from plugins.module_utils import pgbouncer_console
+from plugins.modules import pgbouncer_admin as admin
 
 
 def state(
@@ -50,16 +52,8 @@ def test_what_is_refused(what: str) -> None:
 
 
 def test_rows_keep_quoted_values() -> None:
-    assert admin.parse('name,addr\n"a,""b""",\n') == [{"name": 'a,"b"', "addr": ""}]
-    assert admin.parse("name,addr\n") == []
-
-
-@pytest.mark.parametrize(
-    ("version", "expected"),
-    [("PgBouncer 1.18.0", True), ("PgBouncer 1.19.0", False), ("PgBouncer 2.0", False)],
-)
-def test_version_with_state(version: str, expected: bool) -> None:
-    assert admin.older(version, admin.STATE_SINCE) is expected
+    assert pgbouncer_console.rows('name,addr\n"a,""b""",\n') == [{"name": 'a,"b"', "addr": ""}]
+    assert pgbouncer_console.rows("name,addr\n") == []
 
 
 def test_connections_add_up_over_users() -> None:
@@ -68,7 +62,7 @@ def test_connections_add_up_over_users() -> None:
         {"database": "shop", "user": "b", "cl_active": "4", "cl_waiting": "0", "sv_idle": "1"},
         {"database": "other", "user": "a", "cl_active": "0", "cl_waiting": "0", "sv_idle": "9"},
     ]
-    assert admin.connections(pools) == {"shop": (7, 4), "other": (0, 9)}
+    assert pgbouncer_console.connections(pools) == {"shop": (7, 4), "other": (0, 9)}
 
 
 @pytest.mark.parametrize(

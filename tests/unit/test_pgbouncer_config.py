@@ -1,8 +1,27 @@
-"""The pure parts of the configuration transaction; tests/integration/test_pgbouncer.py runs it."""
+"""The pure parts of the configuration transaction, and how a served certificate is read."""
 
-import pgbouncer_config
+import contextlib
+import os
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
-from ansible.module_utils import pgbouncer_text
+
+from plugins.module_utils import (
+    pgbouncer_configuration,
+    pgbouncer_process,
+    pgbouncer_report,
+    pgbouncer_text,
+    pgbouncer_tls,
+    pgbouncer_trial,
+)
+from plugins.module_utils.refused import Refused
+from plugins.modules import pgbouncer_config
 
 INI = """; made by Ansible
 [databases]
@@ -165,18 +184,88 @@ def test_trials_verdict(output: str, error: str | None) -> None:
 
 def test_diff_hides_a_clear_text_password() -> None:
     line = "shop = host=db1 password='it''s me' user=x\nblog = password=abc host=db1"
-    hidden = pgbouncer_config.CLEAR_PASSWORD.sub("password=***", line)
+    hidden = pgbouncer_report.CLEAR_PASSWORD.sub("password=***", line)
     assert hidden == "shop = host=db1 password=*** user=x\nblog = password=*** host=db1"
+
+
+@pytest.mark.parametrize("missing", ["pgbouncer", "its user"])
+def test_check_mode_shows_the_files_of_a_first_deployment(
+    tmp_path: Path,
+    run_module: Callable[..., dict],
+    monkeypatch: pytest.MonkeyPatch,
+    missing: str,
+) -> None:
+    installed = missing != "pgbouncer"
+    monkeypatch.setattr(
+        pgbouncer_config, "pgbouncer_path", lambda: "/usr/sbin/pgbouncer" if installed else None
+    )
+    (tmp_path / "pgbouncer.ini").write_text("old = 1\n")
+    done = run_module(
+        pgbouncer_config,
+        True,
+        config={"path": str(tmp_path / "pgbouncer.ini"), "content": "new = 1\n"},
+        files=[{"path": str(tmp_path / "hba"), "content": "host all\n"}],
+        secret_files=[{"path": str(tmp_path / "users"), "content": '"shop" "word"\n'}],
+        processes=2,
+        user="no-such-user",
+    )
+    assert (done["changed"], done["action"], len(done["processes"])) == (True, "start", 2)
+    told, processes, config, hba, users = done["diff"]
+    assert "is not there yet" in told["prepared"]
+    assert processes["prepared"] == "process 1: start\nprocess 2: start\n"
+    assert config["prepared"].startswith(f"{tmp_path}/pgbouncer.ini is replaced")
+    assert (hba["before"], hba["after"]) == ("", "host all\n")
+    assert users == {"prepared": f"{tmp_path}/users differs (its content is secret)\n"}
+    assert not (tmp_path / "hba").exists()
+
+
+def test_difference_shows_no_secret_of_an_old_file() -> None:
+    key, ini = "/etc/pgbouncer/tls/server.key", "/etc/pgbouncer/pgbouncer.ini"
+    before = {key: "PRIVATE", ini: "auth_ldap_options = ldapbindpasswd=hunter2"}
+    after = {key: None, ini: "auth_type = hba"}
+    (gone, changed) = pgbouncer_report.shown(before, after, set(), foreign=False)
+    assert gone == {"prepared": f"{key} is removed\n"}
+    assert changed["after"] == "auth_type = hba"
+    shown = pgbouncer_report.shown(before, after, set(), foreign=True)
+    assert "PRIVATE" not in str(shown)
+    assert "hunter2" not in str(shown)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_check_mode_only_warns_of_the_servers_certificate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, check: bool
+) -> None:
+    """In the same check postgres.yml has not given the server its new one."""
+    warnings: list[str] = []
+    ini, own = str(tmp_path / "pgbouncer.ini"), str(tmp_path / "process-1.ini")
+    files = {
+        ini: "[databases]\nshop = host=db1\n[pgbouncer]\nserver_tls_sslmode = verify-full\n",
+        own: f"%include {ini}\n",
+    }
+    candidate = pgbouncer_configuration.Configuration(ini, files)
+    monkeypatch.setattr(pgbouncer_trial, "server_tls_error", lambda *_: "db1:5432: self-signed")
+    monkeypatch.setattr(candidate, "access_problems", lambda _: [])
+    monkeypatch.setattr(pgbouncer_trial.tempfile, "mkdtemp", lambda **_: str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(pgbouncer_trial.os, "chown", lambda *_: None)
+    said = SimpleNamespace(stdout="x [1] FATAL nowhere to listen on")
+    monkeypatch.setattr(pgbouncer_trial.subprocess, "run", lambda *_, **__: said)
+    if check:
+        pgbouncer_trial.try_candidate(candidate, "root", 5, warnings.append)
+        assert "PgBouncer would refuse db1:5432: self-signed, unless" in warnings[0]
+    else:
+        with pytest.raises(Refused, match="db1:5432: self-signed"):
+            pgbouncer_trial.try_candidate(candidate, "root", 5)
 
 
 def test_process_file_goes_on_in_the_shared_one() -> None:
     path = "/etc/pgbouncer/pgbouncer.ini"
-    text = pgbouncer_config.process_ini(path, 2, (1, 24, 1))
+    text = pgbouncer_configuration.process_ini(path, 2, (1, 24, 1))
     sections = pgbouncer_text.parse_ini(text, {path: INI})
     assert sections["pgbouncer"]["peer_id"] == "2"
     assert sections["pgbouncer"]["unix_socket_dir"] == "/run/pgbouncer/2"
     assert sections["pgbouncer"]["pool_mode"] == "transaction"
-    assert "peer_id" not in pgbouncer_config.process_ini(path, 1, (1, 18, 0))
+    assert "peer_id" not in pgbouncer_configuration.process_ini(path, 1, (1, 18, 0))
     trial = pgbouncer_text.trial_config(text, {path: "/run/t/0-pgbouncer.ini"})
     assert "%include /run/t/0-pgbouncer.ini" in trial
 
@@ -186,4 +275,150 @@ def test_processes_are_told_by_their_files() -> None:
     files = {f"/etc/pgbouncer/{name}": "" for name in names} | {
         "/etc/pgbouncer/process-3.ini": None
     }
-    assert pgbouncer_config.Transaction.numbers(files) == [2, 10]
+    path = "/etc/pgbouncer/pgbouncer.ini"
+    assert pgbouncer_configuration.Configuration(path, files).numbers == [2, 10]
+
+
+def test_only_a_line_feed_ends_a_line() -> None:
+    """As in PgBouncer; otherwise the proof would read other settings than the process."""
+    text = "[pgbouncer]\nlisten_addr = 127.0.0.1\x85auth_type = any\r\npool_mode = session\n"
+    settings = pgbouncer_text.parse_ini(text)["pgbouncer"]
+    assert settings == {"listen_addr": "127.0.0.1\x85auth_type = any", "pool_mode": "session"}
+    assert len(pgbouncer_text.trial_config(text, {}).split("\n")) == len(text.split("\n"))
+
+
+def test_what_is_stated_twice_is_named() -> None:
+    text = "%include /a\nauth_type = hba\n[users]\nshop = pool_mode=session\n"
+    included = {"/a": "[databases]\nshop = host=db1\n[pgbouncer]\nauth_type = any\nx = 1\n"}
+    assert pgbouncer_text.repeated_names(text, included) == ["pgbouncer.auth_type"]
+    assert pgbouncer_text.repeated_names(INI) == []
+
+
+@pytest.mark.parametrize(
+    ("listen_addr", "sockets", "problems"),
+    [
+        ("127.0.0.1, 10.0.0.5", {"127.0.0.1", "10.0.0.5"}, []),
+        ("127.0.0.1, 10.0.0.5", {"127.0.0.1"}, ["does not listen on 10.0.0.5"]),
+        (
+            "127.0.0.1",
+            {"127.0.0.1", "0.0.0.0"},
+            ["listens on 0.0.0.0, which listen_addr does not name"],
+        ),
+        (
+            "127.0.0.1",
+            {"0.0.0.0"},
+            [
+                "does not listen on 127.0.0.1",
+                "listens on 0.0.0.0, which listen_addr does not name",
+            ],
+        ),
+        ("127.0.0.1", set(), ["does not listen on 127.0.0.1"]),
+        ("", {"::1"}, ["listens on ::1, which listen_addr does not name"]),
+        ("", set(), []),
+        ("*", {"0.0.0.0", "::"}, []),
+        ("0:0::1", {"::1"}, []),
+        ("localhost", {"127.0.0.1"}, []),
+        ("localhost", {"10.0.0.5"}, None),
+        ("pooler.invalid", {"10.0.0.5"}, []),
+        ("pooler.invalid", set(), ["does not listen on pooler.invalid"]),
+    ],
+)
+def test_sockets_are_those_of_listen_addr(
+    listen_addr: str, sockets: set[str], problems: list[str] | None
+) -> None:
+    found = pgbouncer_process.listening_problems(listen_addr, sockets)
+    assert found == problems if problems is not None else len(found) == 2
+
+
+def test_sockets_of_the_unit_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = """LISTEN 0 128 127.0.0.1:6432 0.0.0.0:* cgroup:/system.slice/pgbouncer@1.service
+LISTEN 0 128 [fe80::1]%eth0:6432 [::]:* cgroup:/system.slice/pgbouncer@1.service
+LISTEN 0 128 *:7000 *:* cgroup:/system.slice/pgbouncer@1.service
+LISTEN 0 128 10.0.0.5:6432 0.0.0.0:* cgroup:/system.slice/pgbouncer@2.service
+"""
+    done = subprocess.CompletedProcess([], 0, shown, "")
+    monkeypatch.setattr(pgbouncer_process.subprocess, "run", lambda *_, **__: done)
+    process = pgbouncer_process.Process(1, "pgbouncer", 1)
+    assert process.misheard("127.0.0.1, fe80::1%eth0", "6432") == [
+        "pgbouncer@1.service listens on 0.0.0.0, ::, which listen_addr does not name (port 6432)",
+        "pgbouncer@1.service listens on port 7000 (port 6432)",
+    ]
+
+
+def test_console_is_asked_over_the_newest_socket(tmp_path: Path) -> None:
+    """The last by name may be the one that a crash left on the old port."""
+    for name, moment in ((".s.PGSQL.6433", 100), (".s.PGSQL.6432", 200)):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / name))
+        os.utime(tmp_path / name, (moment, moment))
+    (tmp_path / ".s.PGSQL.9.lock").touch()
+    (tmp_path / ".s.PGSQL.9").touch()
+    process = pgbouncer_process.Process(1, "pgbouncer", 1)
+    process.socket_directory = tmp_path
+    arguments = process.console().psql
+    assert arguments[arguments.index("-p") + 1] == "6432"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate and its key in one file; nobody's authority signed it."""
+    path = tmp_path_factory.mktemp("tls") / "server.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=pooler"]
+    command += ["-keyout", str(path), "-out", str(path.with_name("server.crt"))]
+    subprocess.run(command, check=True, capture_output=True)
+    path.write_text(path.read_text() + path.with_name("server.crt").read_text())
+    return path
+
+
+@pytest.fixture
+def tls_server(certificate: Path) -> Iterator[Callable[[ssl.TLSVersion, ssl.VerifyMode], int]]:
+    """Start a server that speaks PostgreSQL's first message and TLS of one version."""
+    listeners = []
+
+    def start(version: ssl.TLSVersion, verify: ssl.VerifyMode) -> int:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        context.load_verify_locations(certificate.with_name("server.crt"))
+        context.minimum_version = context.maximum_version = version
+        context.verify_mode = verify
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                plain, _ = listener.accept()
+                plain.recv(8)
+                plain.sendall(b"S")
+                with context.wrap_socket(plain, server_side=True) as secure:
+                    secure.recv(1)
+
+        threading.Thread(target=serve, daemon=True).start()
+        return listener.getsockname()[1]
+
+    yield start
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("verify", [ssl.CERT_NONE, ssl.CERT_REQUIRED])
+def test_served_certificate_is_read(
+    certificate: Path, tls_server: Callable, version: ssl.TLSVersion, verify: ssl.VerifyMode
+) -> None:
+    """Also from a server that asks for a client certificate, which ends TLS 1.2's handshake."""
+    expected = ssl.PEM_cert_to_DER_cert(certificate.with_name("server.crt").read_text())
+    port = tls_server(version, verify)
+    assert pgbouncer_tls.served_certificate("127.0.0.1", port) == expected
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_server_that_asks_for_a_certificate_is_verified(
+    certificate: Path, tls_server: Callable, version: ssl.TLSVersion, tmp_path: Path
+) -> None:
+    port = tls_server(version, ssl.CERT_REQUIRED)
+    own = str(certificate.with_name("server.crt"))
+    assert pgbouncer_tls.server_tls_error("127.0.0.1", port, own, full=False) is None
+    port = tls_server(version, ssl.CERT_REQUIRED)
+    other = "/etc/ssl/certs/ca-certificates.crt"
+    error = pgbouncer_tls.server_tls_error("127.0.0.1", port, other, full=False)
+    assert "self-signed certificate" in error

@@ -1,6 +1,12 @@
-"""What the exporter makes of psql's output; tests/integration/test_exporter.py scrapes it."""
+"""What the exporter makes of psql's output; the scenario `console` scrapes it."""
+
+import subprocess
+from pathlib import Path
 
 import pgbouncer_exporter as exporter
+import pytest
+
+from plugins.module_utils import pgbouncer_console
 
 POOLS = """database,user,cl_active,cl_waiting,sv_tested,maxwait,maxwait_us,pool_mode
 shop,shop,3,1,2,4,250,transaction
@@ -58,3 +64,32 @@ def test_version_without_state_is_up() -> None:
 
 def test_silent_process_is_down() -> None:
     assert text("") == '# TYPE pgbouncer_up gauge\npgbouncer_up{process="2"} 0.0\n'
+
+
+def test_processes_are_asked_as_by_every_other_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program stands alone on its host, so what it shares with the console is compared here."""
+    asked = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.extend(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(exporter.subprocess, "run", run)
+    exporter.scrape("2", "6432", "watcher")
+    socket = (str(pgbouncer_console.RUNTIME_DIRECTORY / "2"), "6432")
+    console = pgbouncer_console.Console(2, socket, "pgbouncer").psql
+    where = slice(console.index("-h"), console.index("-U"))
+    assert " ".join(console[where]) in " ".join(asked)
+    assert asked[-1] == console[console.index("-d") + 1]
+
+
+def test_kills_of_the_watchdog_are_counted(tmp_path: Path) -> None:
+    """Also where it has never killed, so that an alert sees the first one."""
+    (tmp_path / "2").write_text("3\n")
+    found = [*exporter.kills(str(tmp_path), "1"), *exporter.kills(str(tmp_path), "2")]
+    assert exporter.exposition(found).splitlines() == [
+        "# TYPE pgbouncer_watchdog_kills_total counter",
+        'pgbouncer_watchdog_kills_total{process="1"} 0.0',
+        'pgbouncer_watchdog_kills_total{process="2"} 3.0',
+    ]
+    assert exporter.kills(str(tmp_path / "no-watchdog"), "1")[0][2] == 0.0

@@ -18,12 +18,31 @@ TEMPLATES = sorted(
 
 
 @pytest.mark.parametrize("role", ROLES)
+def test_a_boolean_may_come_as_text(role: str) -> None:
+    """-e gives "false", which is true where nothing converts it."""
+    specs = yaml.safe_load((ROOT / f"roles/{role}/meta/argument_specs.yml").read_text())
+    options = specs["argument_specs"]["main"]["options"]
+    names = "|".join(name for name, option in options.items() if option["type"] == "bool")
+    for folder in ("tasks", "vars", "templates") if names else ():
+        for path in (
+            path for path in (ROOT / f"roles/{role}/{folder}").rglob("*") if path.is_file()
+        ):
+            text = path.read_text()
+            code = re.findall(r"{{.*?}}|{%.*?%}|(?:when|that): [^\n]*", text, re.DOTALL)
+            for expression in (re.sub(r"'[^']*'", "''", part) for part in code):
+                bare = re.search(rf"\b({names})\b(?! \| bool)", expression)
+                assert not bare, f"{path}: {bare and bare.group()} without | bool"
+
+
+@pytest.mark.parametrize("role", ROLES)
 def test_every_default_has_a_spec_of_its_type(role: str) -> None:
     defaults = yaml.safe_load((ROOT / f"roles/{role}/defaults/main.yml").read_text())
     specs = yaml.safe_load((ROOT / f"roles/{role}/meta/argument_specs.yml").read_text())
     options = specs["argument_specs"]["main"]["options"]
     assert set(defaults) <= set(options)
-    assert all(name.startswith(f"{role}_") for name in options)
+    shared = {"scram_salt_seed", "private_address"} if role == "database" else set()
+    assert shared <= set(options)
+    assert all(name.startswith(f"{role}_") for name in set(options) - shared)
     for name, option in options.items():
         assert option.get("description"), name
         assert option.get("type"), name
@@ -31,8 +50,20 @@ def test_every_default_has_a_spec_of_its_type(role: str) -> None:
             assert option["default"] == defaults[name], name
 
 
-@pytest.mark.parametrize("role", ROLES)
+def test_roles_agree_on_the_defaults_of_the_database() -> None:
+    """A role does not see the defaults of another one."""
+    own = yaml.safe_load((ROOT / "roles/database/defaults/main.yml").read_text())
+    found = re.compile(r"\b(database_\w+) \| default\(('[^']*'|\w+)\)")
+    paths = [*ROOT.glob("roles/*/defaults/main.yml"), *ROOT.glob("roles/*/vars/main.yml")]
+    pairs = [pair for path in paths for pair in found.findall(path.read_text())]
+    assert len(pairs) >= 4
+    for name, value in pairs:
+        assert yaml.safe_load(value) == own[name], name
+
+
+@pytest.mark.parametrize("role", [role for role in ROLES if role != "database"])
 def test_preflight_checks_the_same_variables(role: str) -> None:
+    """The fleet's own checks are those of the role database."""
     specs = yaml.safe_load((ROOT / f"roles/{role}/meta/argument_specs.yml").read_text())
     entries = specs["argument_specs"]
     assert entries["preflight"] == entries["main"]
@@ -116,7 +147,7 @@ def test_a_template_that_reads_a_password_is_known() -> None:
 def test_secret_files_are_no_log(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the test above lets secrets pass."""
     specs = []
-    loaded = importlib.import_module(module)
+    loaded = importlib.import_module(f"plugins.modules.{module}")
 
     class Stop(Exception):
         pass
@@ -125,7 +156,7 @@ def test_secret_files_are_no_log(module: str, monkeypatch: pytest.MonkeyPatch) -
         specs.append(argument_spec)
         raise Stop
 
-    monkeypatch.setattr(loaded, "AnsibleModule", stop)
+    monkeypatch.setattr(loaded, "UnloggedModule", stop)
     with pytest.raises(Stop):
         loaded.main()
     assert specs[0]["secret_files"]["options"]["content"]["no_log"] is True

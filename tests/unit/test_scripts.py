@@ -1,23 +1,48 @@
 """The command-line programs' own logic."""
 
+import io
 from pathlib import Path
 
+import pytest
 import status
 import test_summary
+import yaml
+from collection import COLLECTION
+from rich.console import Console
 
-POOLS = (
-    "database,user,cl_active,cl_waiting,cl_active_cancel_req,sv_active,sv_idle,sv_being_canceled\n"
-    "shop,shop,3,1,9,2,4,9\n"
-    "other,other,100,0,0,50,0,0\n"
+ROOT = Path(__file__).resolve().parents[2]
+
+COLUMNS = (
+    "database,user,cl_active,cl_waiting,cl_active_cancel_req,sv_active,sv_idle,sv_being_canceled"
 )
+
+
+def pools(*lines: str) -> list[dict[str, str]]:
+    return [dict(zip(COLUMNS.split(","), line.split(","), strict=True)) for line in lines]
+
+
+POOLS = pools("shop,shop,3,1,9,2,4,9", "other,other,100,0,0,50,0,0")
 
 
 def test_connections_of_one_database_without_cancel_requests() -> None:
     assert status.connections(POOLS, "shop") == (4, 6)
 
 
+def test_connections_of_every_process_add_up() -> None:
+    assert status.connections(POOLS + pools("shop,shop,10,0,0,5,0,0"), "shop") == (14, 11)
+
+
+def test_every_process_of_a_host_is_asked_and_no_failure_is_lost() -> None:
+    tasks = yaml.safe_load((ROOT / "roles/app/tasks/status.yml").read_text())
+    ask, _, report = tasks[1:]
+    assert ask[f"{COLLECTION}.pgbouncer_admin"] == {"command": "show", "what": "POOLS"}
+    told = report["ansible.builtin.debug"]["msg"]
+    assert f"{ask['register']}.rows" in told["pools"]
+    assert f"{ask['register']}.msg" in told["pooler_error"]
+
+
 def test_silent_pooler_has_no_counts() -> None:
-    assert status.connections("", "shop") is None
+    assert status.connections([], "shop") is None
 
 
 def row(code: int, path: str, pooled: bool = True) -> dict:
@@ -30,7 +55,11 @@ def row(code: int, path: str, pooled: bool = True) -> dict:
         "status": code,
         "readiness": {"path": path},
         "pools": POOLS,
+        "pooler_error": "",
         "database": "shop",
+        "direct": 0,
+        "direct_since": "",
+        "refused": [],
     }
 
 
@@ -41,6 +70,47 @@ def test_only_the_pooled_path_counts_as_healthy() -> None:
     assert status.table([row(200, "pooler"), {"host": "web2"}])[1] is False
     assert status.table([row(200, "direct", pooled=False)])[1] is True
     assert status.table([])[1] is False
+
+
+def test_connections_past_the_pooler_are_told_with_their_age() -> None:
+    since = {"direct": 3, "direct_since": "2026-11-27 05:00:00"}
+    view, healthy = status.table([{**row(200, "pooler"), **since}])
+    assert healthy  # an export may go past the pooler by design
+    assert list(view.columns[7].cells) == ["3, since 2026-11-27 05:00:00"]
+
+
+def test_way_that_is_refused_is_unhealthy_though_the_application_serves() -> None:
+    """psycopg goes past a pooler with a wrong password, and serves."""
+    assert status.table([{**row(200, "pooler"), "refused": ["PgBouncer at …"]}])[1] is False
+
+
+def test_process_that_does_not_answer_is_no_small_number() -> None:
+    view, healthy = status.table([{**row(200, "pooler"), "pooler_error": "process 2: no answer"}])
+    assert not healthy
+    assert list(view.columns[5].cells) == ["no answer"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [],
+        ["path"],
+        "pooler",
+        None,
+        5,
+        {"path": None, "reason": {"a": 1}},
+        {"path": ["pooler"], "reason": 3},
+        {"path": "x" * 10**6, "reason": "[/red]\x1b[31m\n" * 10**5},
+    ],
+    ids=lambda answer: str(answer)[:20],
+)
+def test_odd_answer_of_an_application_is_one_line(answer: object) -> None:
+    view, healthy = status.table([{**row(503, "pooler"), "readiness": answer}])
+    assert not healthy
+    console = Console(file=io.StringIO(), width=2000)
+    console.print(view)
+    assert len(console.file.getvalue().strip().splitlines()) == 3
+    assert "\x1b" not in console.file.getvalue()
 
 
 def test_silent_host_is_reported() -> None:

@@ -1,10 +1,12 @@
 """When a service must read its files again, by the times on the host."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import service_current
+
+from plugins.modules import service_current
 
 
 def test_timestamp_has_microseconds() -> None:
@@ -40,3 +42,28 @@ def test_decision(
     action, newer = service_current.decide(active, [str(unit), missing], [str(userlist)], 100, 200)
     assert action == expected
     assert newer == {"restart": [str(unit)], "reload": [str(userlist)]}.get(expected, [])
+
+
+@pytest.mark.parametrize(
+    ("check", "restart", "reload", "expected"),
+    [
+        (True, True, True, "restart"),
+        (True, False, True, "reload"),
+        (True, False, False, "none"),
+        (False, True, True, "none"),  # a run that has written the files sees their times
+    ],
+)
+def test_check_mode_foresees_what_files_need_that_it_has_not_written(
+    run_module: Callable[..., dict],
+    monkeypatch: pytest.MonkeyPatch,
+    check: bool,
+    restart: bool,
+    reload: bool,
+    expected: str,
+) -> None:
+    state = {"ActiveState": "active", "UnitFileState": "enabled"}
+    monkeypatch.setattr(service_current, "properties", lambda *_: state)
+    done = run_module(
+        service_current, check, name="shop", restart_changed=restart, reload_changed=reload
+    )
+    assert (done["action"], done["changed"]) == (expected, expected != "none")

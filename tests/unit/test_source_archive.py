@@ -9,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import source_archive
-from ansible.module_utils import source_requirements
-from ansible.module_utils.source_tree import SourceError, Tree
+import yaml
 
-UV_PROJECT = Path(__file__).parent / "files/uv"
+from plugins.module_utils import source_requirements
+from plugins.module_utils.source_tree import SourceError, Tree
+from plugins.modules import source_archive
+
+ROOT = Path(__file__).resolve().parents[2]
+UV_PROJECT = ROOT / "tests/unit/files/uv"
 
 
 @pytest.fixture
@@ -116,6 +119,31 @@ def test_required_files_are_demanded_only_when_listed(
     assert f"{source} has no manage.py" in error
 
 
+ALEMBIC = "alembic.ini|pyproject.toml#tool.alembic"
+
+
+@pytest.mark.parametrize(
+    ("files", "enough"),
+    [
+        ({"alembic.ini": ""}, True),
+        ({"pyproject.toml": "[tool.alembic]\nscript_location = 'm'\n"}, True),
+        ({"pyproject.toml": "[tool.alembic.x]\n"}, True),
+        ({"pyproject.toml": "[tool.other]\n"}, False),
+        ({"pyproject.toml": "tool = 1\n"}, False),
+        ({"pyproject.toml": "[[[\n"}, False),
+        ({}, False),
+    ],
+)
+def test_one_of_several_files_is_enough(source: Path, files: dict, enough: bool) -> None:
+    for name, text in files.items():
+        (source / name).write_text(text)
+    error = source_archive.source_error(tree(source), "gunicorn==1\n", [ALEMBIC], [])
+    assert (error is None) is enough
+    if not enough:
+        assert "the shop has no alembic.ini and no pyproject.toml with [tool.alembic]" in error
+        assert "or give app_migration_command" in error
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
@@ -156,6 +184,7 @@ def test_good_source_is_accepted(source: Path) -> None:
         ("gunicorn==1\nvendor/x-1.whl", [], "refer to other files ('vendor/x-1.whl')"),
         ("gunicorn==1\nx-1.tar.gz", [], "refer to other files ('x-1.tar.gz')"),
         ("--find-links vendor\ngunicorn==1", [], "refer to other files ('--find-links vendor')"),
+        ("--find-links https://me:s3cret@a/x\ngunicorn==1", [], "('--find-links https://a/x')"),
         ("gunicorn==1\ndjango", [], "are not locked ('django')"),
         ("gunicorn>=27", [], "are not locked ('gunicorn>=27')"),
         ("gunicorn==1\nx>1 ; python_version == '3.9'", [], "are not locked"),
@@ -323,3 +352,21 @@ def test_missing_uv_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     with pytest.raises(SourceError, match="needs uv on the controller"):
         source_requirements.locked_requirements(tree(UV_PROJECT), "uv.lock")
+
+
+def test_what_is_left_out_by_default(source: Path, pack_source: Callable[..., dict]) -> None:
+    """No secrets for another place, and nothing that a tool leaves there: it would be a release."""
+    defaults = yaml.safe_load((ROOT / "roles/app/defaults/main.yml").read_text())
+    before = pack_source(source=str(source), exclude=defaults["app_source_exclude"])
+    for name in (
+        *(".env", ".env.production", "shop/.env.local", ".coverage", ".coverage.host.1"),
+        *("db.sqlite3", "shop/__pycache__/a.pyc", ".DS_Store"),
+        *(f"{tool}/state" for tool in (".ruff_cache", ".mypy_cache", ".tox", ".nox")),
+        *(f"{tool}/state" for tool in (".hypothesis", ".pytest_cache", ".idea", ".vscode")),
+    ):
+        path = source / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("PASSWORD=1")
+    after = pack_source(source=str(source), exclude=defaults["app_source_exclude"])
+    assert contents(after["archive"]).keys() == contents(before["archive"]).keys()
+    assert after["release"] == before["release"]

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ansible.module_utils import source_tree
-from ansible.module_utils.source_tree import Mirror, SourceError
 from test_source_archive import contents
+
+from plugins.module_utils import source_tree
+from plugins.module_utils.source_tree import Mirror, SourceError
 
 PASSWORD = "s3cret/@#word"
 URL_PASSWORD = "s3cret%2F%40%23word"
+TOKEN = "ghp_s3cret-token"
 
 
 def git(repository: Path, *arguments: str) -> str:
@@ -281,9 +283,15 @@ def commands() -> str:
 
 @pytest.fixture
 def server(repository: Path) -> Iterator[tuple[str, list[str]]]:
-    """Serve the repository over HTTP to user me; give its address and all command lines seen."""
+    """Serve the repository over HTTP to user me, and to a token that is a user without a password.
+
+    Gives its address and all command lines seen.
+    """
     git(repository, "update-server-info")
-    expected = "Basic " + base64.b64encode(f"me:{PASSWORD}".encode()).decode()
+    expected = {
+        "Basic " + base64.b64encode(login.encode()).decode()
+        for login in (f"me:{PASSWORD}", f"{TOKEN}:", f"x:{TOKEN}")
+    }
     seen: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
@@ -292,7 +300,7 @@ def server(repository: Path) -> Iterator[tuple[str, list[str]]]:
 
         def do_GET(self) -> None:
             seen.append(commands())
-            if self.headers.get("Authorization") == expected:
+            if self.headers.get("Authorization") in expected:
                 return super().do_GET()
             self.send_response(401)
             self.send_header("WWW-Authenticate", 'Basic realm="git"')
@@ -309,15 +317,18 @@ def server(repository: Path) -> Iterator[tuple[str, list[str]]]:
         web.shutdown()
 
 
+@pytest.mark.parametrize("login", [f"me:{URL_PASSWORD}", TOKEN, f"{TOKEN}:", f"x:{TOKEN}"])
 def test_password_reaches_git_and_nothing_else(
-    server: tuple[str, list[str]], pack_source: Callable[..., dict], tmp_path: Path
+    server: tuple[str, list[str]], pack_source: Callable[..., dict], tmp_path: Path, login: str
 ) -> None:
+    """Neither does a token, with or without a user beside it."""
     address, seen = server
     helper = tmp_path / "helper"
     helper.write_text("#!/bin/sh\necho username=other; echo password=other\n")
     helper.chmod(0o755)
-    (tmp_path / "gitconfig").write_text(f"[credential]\nhelper = {helper}\n")
-    done = pack_source(source=f"http://me:{URL_PASSWORD}@{address}/", revision="main")
+    if ":" in login:
+        (tmp_path / "gitconfig").write_text(f"[credential]\nhelper = {helper}\n")
+    done = pack_source(source=f"http://{login}@{address}/", revision="main")
     assert contents(done["archive"])["app.py"] == b"two"
     assert done["invocation"]["module_args"]["source"] == f"http://{address}/"
     assert seen
@@ -326,6 +337,21 @@ def test_password_reaches_git_and_nothing_else(
         assert "s3cret" not in lines
     for path in (tmp_path / "cache/git").rglob("*"):
         assert not path.is_file() or b"s3cret" not in path.read_bytes()
+
+
+def test_password_of_the_operators_helper(
+    server: tuple[str, list[str]], pack_source: Callable[..., dict], tmp_path: Path
+) -> None:
+    """It is asked for the URL's user, and goes before our guess that this is a token."""
+    helper = tmp_path / "helper"
+    helper.write_text(
+        "#!/bin/sh\ntest $1 = get || exit 0\n"
+        f"grep -qx username=me && echo username=me && echo 'password={PASSWORD}'\n"
+    )
+    helper.chmod(0o755)
+    (tmp_path / "gitconfig").write_text(f"[credential]\nhelper = {helper}\n")
+    done = pack_source(source=f"http://me@{server[0]}/", revision="main")
+    assert contents(done["archive"])["app.py"] == b"two"
 
 
 @pytest.mark.parametrize("user", ["me:s3cret-wrong@", "s3cret-token@", "s3cret-token:@", ""])
@@ -493,6 +519,15 @@ def test_module_packs_an_sdist(tmp_path: Path, pack_source: Callable[..., dict])
         ([member("a/x", tarfile.LNKTYPE, "a/none")], "cannot be unpacked"),
         (
             [
+                member("a/x", tarfile.SYMTYPE, "../../x"),
+                member("a/y", tarfile.LNKTYPE, "a/x"),
+            ],
+            "cannot be unpacked",
+        ),
+        ([member("a/x"), member("a/x", tarfile.SYMTYPE, "y")], "holds a/x twice"),
+        ([member("a/x/y"), member("a/x", tarfile.SYMTYPE, ".")], "'a/x/y' below the link 'a/x'"),
+        (
+            [
                 member("a/d/e/up", tarfile.SYMTYPE, "../.."),
                 member("a/m", tarfile.SYMTYPE, "d/e/up/../../x"),
             ],
@@ -509,15 +544,34 @@ def test_unusable_sdist(tmp_path: Path, members: list[tarfile.TarInfo], words: s
     assert not list(tmp_path.rglob("x.py"))
 
 
-def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE])
+@pytest.mark.parametrize("link_first", [True, False])
+def test_nothing_is_written_through_a_link(tmp_path: Path, kind: bytes, link_first: bool) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
-    source = sdist(
-        tmp_path / "shop.tar.gz",
+    members = [
         (member("a/out", tarfile.SYMTYPE, str(outside)), b""),
-        (member("a/out/x.py"), b"x"),
-    )
-    with pytest.raises((SourceError, OSError)), source_tree.source_tree(str(source), "", tmp_path):
+        (member("a/out/x.py", kind, "/etc/hostname"), b""),
+    ]
+    source = sdist(tmp_path / "shop.tar.gz", *(members if link_first else members[::-1]))
+    with (
+        pytest.raises(SourceError, match=r"'a/out/x\.py' below the link 'a/out'"),
+        source_tree.source_tree(str(source), "", tmp_path),
+    ):
+        pass
+    assert list(outside.iterdir()) == []
+
+
+def test_link_in_a_wheel_is_a_file(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    source = wheel(tmp_path / "shop-1-py3-none-any.whl")
+    link = zipfile.ZipInfo("out")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.writestr(link, str(outside))
+        archive.writestr("out/x.py", "x")
+    with pytest.raises(OSError), source_tree.source_tree(str(source), "", tmp_path):
         pass
     assert list(outside.iterdir()) == []
 

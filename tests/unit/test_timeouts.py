@@ -6,14 +6,18 @@ import re
 
 import pytest
 import yaml
-from application import QUERY_WAIT_TIMEOUT, app_errors
 from applications_page import ROOT
+
+from plugins.filter.application import app_errors
+from plugins.plugin_utils.pools import role_settings
 
 GIVEN = {
     "strategy": "pgbouncer",
     "framework": "django",
     "database_url": "",
     "database_direct_url": "",
+    "database_sslmode": "prefer",
+    "database_ca_file": "",
     "database_settings": {},
     "environment_names": {},
     "workers": 2,
@@ -23,7 +27,7 @@ GIVEN = {
     "connect_timeout_seconds": 2,
     "hosts": 2,
     "poolers": 1,
-    "query_wait_timeout_seconds": 10,
+    "query_wait_timeout_seconds": 4,
     "migration_command": [],
     "migration_pending_command": [],
 }
@@ -68,5 +72,5 @@ def test_the_table_has_the_defaults() -> None:
             assert default.startswith(f"`{defaults[named[1]]}`"), row
             found += 1
         elif "query_wait_timeout" in variable:
-            assert default == f"`{QUERY_WAIT_TIMEOUT}`"
-    assert found == 7
+            assert default == f"`{role_settings()['query_wait_timeout']}`"
+    assert found == 8

@@ -10,22 +10,29 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+import socket
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
+from ..module_utils import pgbouncer_version
+from ..plugin_utils.names import CONTROL, PGBOUNCER_PLAIN_NAME
+from ..plugin_utils.pool_sizes import SERVER_LIMITS
+from ..plugin_utils.values import kind_of
+
 Catalogue = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """roles/pgbouncer/files/settings.yml: section -> name -> {type, since, reloadable, values}."""
 
-PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+HOST_NAME = re.compile(r"(?=.{1,253}$)(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
+"""A host name as resolvers take it; one whose last label is a number is read as an address."""
 
 NUMBER = {
     "bool01": (r"[01]", "0 or 1"),
-    "int": (r"\d+", "a whole number"),
-    "uint": (r"\d+", "a whole number"),
-    "int_seconds": (r"\d+", "whole seconds without a unit"),
-    "seconds": (r"\d+(\.\d+)?", "seconds without a unit"),
+    "int": (r"[0-9]+", "a whole number"),
+    "uint": (r"[0-9]+", "a whole number"),
+    "int_seconds": (r"[0-9]+", "whole seconds without a unit"),
+    "seconds": (r"[0-9]+(\.[0-9]+)?", "seconds without a unit"),
     "octal": (r"0[0-7]{3}", 'an octal number in quotes, such as "0777"'),
 }
 """The form that PgBouncer reads without surprise, and its name, for each numeric type."""
@@ -54,12 +61,17 @@ ADVICE = {
 """What common advice gets wrong (section, name), and the right way."""
 
 
-def version_tuple(version: str) -> tuple[int, ...]:
+def version_tuple(version: str) -> pgbouncer_version.Version:
     """Return the numbers of a version: "1.24.1-1+deb13u2" gives (1, 24, 1)."""
-    match = re.match(r"\d+(\.\d+)*", version)
-    if not match:
-        raise AnsibleFilterError(f"{version!r} is no PgBouncer version")
-    return tuple(int(part) for part in match.group().split("."))
+    try:
+        return pgbouncer_version.parse(version)
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from None
+
+
+def pgbouncer_has_peers(version: str) -> bool:
+    """Tell whether processes of a version pass a cancel request on to the right peer."""
+    return version_tuple(version) >= pgbouncer_version.PEERS
 
 
 def value_error(spec: Mapping[str, Any], value: Any) -> str | None:
@@ -78,15 +90,21 @@ def value_error(spec: Mapping[str, Any], value: Any) -> str | None:
             return f"is {value!r}: use one of {', '.join(spec['values'])}"
         return None
     if isinstance(value, bool | int | float | Mapping) or value is None:
-        return f"is {value!r}: give it as text, in quotes"
+        # Not the value: a password of digits alone is a number in YAML.
+        return f"is {kind_of(value)}: give it as text, in quotes"
     if isinstance(value, list):
         if kind != "comma_list":
             return f"is a list: PgBouncer reads one {kind} here"
-        wrong = [part for part in value if not isinstance(part, str) or re.search(r"[,\s]", part)]
+        wrong = [
+            part
+            for part in value
+            if not isinstance(part, str) or re.search(r"[,\s]", part) or CONTROL.search(part)
+        ]
         return f"holds {wrong[0]!r}: no blanks and commas inside a name" if wrong else None
-    if re.search(r"[\r\n\0]", text) or text != text.strip():
+    if CONTROL.search(text) or text != text.strip():
         return (
-            "has a line break, or a blank at its start or end: PgBouncer's files cannot hold that"
+            "has a line break or control character, or a blank at its start or end: PgBouncer's "
+            "files cannot hold that"
         )
     if re.search(r"\s[;#]", text) and kind != "string":
         return f"is {value!r}: a comment at the end of a line becomes part of the value"
@@ -122,17 +140,12 @@ def section_errors(
             errors.append(
                 f"{where}.{name}: needs PgBouncer {spec['since']}, the host has {version}{other}"
             )
+        elif section != "pgbouncer" and value in ("", None):
+            errors.append(f"{where}.{name} is empty: give a value, or leave it out")
         elif problem := value_error(spec, value):
             errors.append(f"{where}.{name} {problem}")
     return errors
 
-
-SERVER_LIMITS = (
-    *("default_pool_size", "min_pool_size", "reserve_pool_size", "pool_size", "reserve_pool"),
-    *("max_db_connections", "max_user_connections"),
-)
-CLIENT_LIMITS = ("max_client_conn", "max_db_client_connections", "max_user_client_connections")
-"""Limits that PgBouncer counts in each process, and that the inventory states for the host."""
 
 MAY_BE_ZERO = ("min_pool_size", "reserve_pool_size", "reserve_pool")
 """Server limits whose zero means none; that of the others means no limit."""
@@ -144,79 +157,6 @@ HBA_METHODS = {
     "hostnossl": ("scram-sha-256", "md5", "reject"),
 }
 """Methods by type of connection; trust and password are left out on purpose."""
-
-PEERS_SINCE = "1.19.0"
-"""First version whose processes pass a cancel request on to the right peer."""
-
-EVERY_ADDRESS = ("*", "0.0.0.0", "::")  # noqa: S104 (looked for, not bound)
-
-
-def per_process(settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
-    """Return settings with the host's limits divided among its processes.
-
-    Server connections are rounded down, so that the sum never exceeds the host's number; clients
-    are rounded up, since the kernel spreads them unevenly.
-    """
-    shares = dict(settings)
-    for name in (name for name in settings if name in SERVER_LIMITS):
-        shares[name] = int(settings[name]) // processes
-    for name in (name for name in settings if name in CLIENT_LIMITS):
-        shares[name] = -(-int(settings[name]) // processes)
-    return shares
-
-
-def shares(entries: Mapping[str, Mapping[str, Any]], processes: int) -> dict[str, dict[str, Any]]:
-    """Return the entries of [databases] or [users] with per_process applied to each."""
-    return {name: per_process(entry, processes) for name, entry in entries.items()}
-
-
-def bound_databases(
-    databases: Mapping[str, Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    apps: Iterable[Mapping[str, Any]],
-    users: Mapping[str, Mapping[str, Any]],
-    others: int,
-) -> dict[str, dict[str, Any]]:
-    """Return the databases with max_db_connections: the application's pool, and `others` more.
-
-    With auth_query any number of users may come, each with a pool of its own.
-    """
-    user_of = {app["database"]: app["user"] for app in apps}
-    bound = {}
-    for name, entry in databases.items():
-        user = users.get(user_of.get(name, ""), {})
-        size = user.get("pool_size", entry.get("pool_size", settings["default_pool_size"]))
-        pool = int(size)
-        reserve = entry.get("reserve_pool_size", entry.get("reserve_pool"))
-        reserve = settings.get("reserve_pool_size", 0) if reserve is None else reserve
-        bound[name] = {"max_db_connections": pool + int(reserve) + others, **entry}
-    return bound
-
-
-def open_files_limit(
-    settings: Mapping[str, Any], databases: Mapping[str, Mapping[str, Any]]
-) -> int:
-    """Return the open files that one process needs at most, for settings that are divided already.
-
-    Each client has one, each server connection two (a burst of cancel requests may double a pool:
-    PgBouncer's src/objects.c), and 100 are for listening, the log, DNS, TLS files and the console.
-    """
-    total = int(settings.get("max_client_conn", 100)) + 100
-    for entry in databases.values():
-        pool = int(entry.get("pool_size", settings.get("default_pool_size", 20)))
-        reserve = entry.get("reserve_pool_size", entry.get("reserve_pool"))
-        reserve = settings.get("reserve_pool_size", 0) if reserve is None else reserve
-        total += 2 * max(pool + int(reserve), int(entry.get("max_db_connections", 0)))
-    return max(1024, total)
-
-
-def known_settings(
-    settings: Mapping[str, Any], catalogue: Catalogue, version: str
-) -> dict[str, Any]:
-    """Return the settings of the [pgbouncer] section that a version knows: defaults, not wishes."""
-    known = catalogue["pgbouncer"]
-    have = version_tuple(version)
-    return {k: v for k, v in settings.items() if have >= version_tuple(known[k]["since"])}
 
 
 def hba_errors(rules: Iterable[Any]) -> list[str]:
@@ -245,7 +185,7 @@ def hba_errors(rules: Iterable[Any]) -> list[str]:
             names = rule[key] if isinstance(rule.get(key), list) else [rule.get(key)]
             for name in names or [None]:
                 keyword = name == "all" and isinstance(rule.get(key), list)
-                plain = isinstance(name, str) and name and not re.search(r"[\r\n\0]", name)
+                plain = isinstance(name, str) and name and not CONTROL.search(name)
                 if keyword or not plain:
                     errors.append(f"{where}.{key} is {name!r}: give a name, names, or all")
     return errors
@@ -254,12 +194,102 @@ def hba_errors(rules: Iterable[Any]) -> list[str]:
 def network_error(text: Any) -> str | None:
     """Return what is wrong with an address in CIDR notation."""
     try:
-        if "/" not in str(text):
+        # No mask and no scope: PgBouncer would read another network, or none.
+        if not re.fullmatch(r"[0-9A-Fa-f:.]+/[0-9]{1,3}", str(text)):
             raise ValueError
         ipaddress.ip_network(str(text))
     except ValueError:
         return f"{text!r} is no network in CIDR notation, such as 10.0.1.0/24 or 10.0.1.5/32"
     return None
+
+
+def host_error(text: Any) -> str | None:
+    """Return what is wrong with one address or host name; None when every reader reads it alike."""
+    if not isinstance(text, str) or not text:
+        return f"holds {text!r}: give an address or a host name"
+    literal, percent, scope = text.partition("%")
+    try:
+        version = ipaddress.ip_address(literal).version
+        if not percent or (version == 6 and re.fullmatch(r"[A-Za-z0-9_.-]+", scope)):
+            return None
+    except ValueError:
+        pass
+    if re.fullmatch(r"[0-9A-Fa-fXx.]+", text):
+        try:  # the resolver reads 0, 127.1 and 0x7f000001 as addresses
+            meant = socket.inet_ntoa(socket.inet_aton(text))
+            return f"holds {text!r}, which is read as {meant}: write it so"
+        except OSError:
+            pass
+    number = re.fullmatch(r"[0-9]+|0[Xx][0-9A-Fa-f]*", text.rstrip(".").rpartition(".")[2])
+    if number or not HOST_NAME.fullmatch(text):
+        return f"holds {text!r}: that is no IP address and no host name"
+    return None
+
+
+def is_every_address(text: str) -> bool:
+    """Tell whether to listen on an address means to listen on every one of the host."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return text == "*"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address.is_unspecified or bool(mapped and mapped.is_unspecified)
+
+
+def listen_errors(variable: str, value: Any, every_allowed: bool) -> Iterator[str]:
+    """Yield what is wrong with a list of addresses to listen on, separated by commas."""
+    for part in value.split(",") if isinstance(value, str) else [value]:
+        part = part.strip(" ") if isinstance(part, str) else part
+        if part != "*" and (problem := host_error(part)):
+            yield f"{variable} {problem}"
+        elif is_every_address(part) and not every_allowed:
+            yield (
+                f"{variable} is {value}: every network of the host could reach it, also one that "
+                "is added later; name the addresses, or set pgbouncer_listen_on_all_addresses: true"
+            )
+
+
+def number_error(value: Any, smallest: int, largest: int) -> str | None:
+    """Return what is wrong with a whole number, which -e gives as text."""
+    whole = not isinstance(value, bool) and re.fullmatch(r"[0-9]{1,10}", str(value))
+    if whole and smallest <= int(value) <= largest:
+        return None
+    return f"is {value!r}: give a whole number from {smallest} to {largest}"
+
+
+def input_errors(inputs: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with a variable that a file would hold unchanged.
+
+    A line break in any of them would be a line of the file: `auth_type = any`, a rule, a command.
+    """
+    every = inputs["listen_on_all_addresses"]
+    yield from listen_errors("pgbouncer_listen_addr", inputs["listen_addr"], every)
+    exporter = inputs["exporter_listen_addr"]
+    yield from listen_errors("pgbouncer_exporter_listen_addr", exporter, every)
+    if any(mark in str(exporter) for mark in ":,*"):
+        yield f"pgbouncer_exporter_listen_addr is {exporter!r}: give one IPv4 address or host name"
+    for name, smallest, largest in (
+        ("listen_port", 1024, 65535),  # the units have no right to a lower one
+        ("exporter_port", 1024, 65535),
+        ("watchdog_interval_seconds", 1, 60),
+        ("watchdog_silent_answers", 2, 100),
+        ("database_port", 1, 65535),
+        ("drain_seconds", 0, 86400),
+        ("auth_query_connections", 0, 65535),
+    ):
+        if problem := number_error(inputs[name], smallest, largest):
+            yield f"pgbouncer_{name} {problem}"
+    host = inputs["database_host"]
+    for part in host.split(",") if isinstance(host, str) else [host]:
+        folder = isinstance(part, str) and part.startswith("/") and not CONTROL.search(part)
+        if not folder and (problem := host_error(part)):
+            yield f"pgbouncer_database_host (database_host) {problem}"
+    for app in inputs["applications"]:
+        for key in ("database", "user", "owner", "password"):
+            if CONTROL.search(str(app.get(key, ""))):
+                yield f"application {app['name']}: {key} has a line break or control character"
+    if CONTROL.search(str(inputs["auth_query_password"])):
+        yield "pgbouncer_auth_query_password has a line break or control character"
 
 
 def hba_line(rule: Mapping[str, Any]) -> str:
@@ -272,7 +302,7 @@ def hba_line(rule: Mapping[str, Any]) -> str:
         return ",".join('"' + name.replace('"', '""') + '"' for name in values)
 
     words = [rule["type"], names(rule["database"]), names(rule["user"])]
-    return " ".join([*words, *filter(None, [rule.get("address")]), rule["method"]])
+    return one_line(" ".join([*words, *filter(None, [rule.get("address")]), rule["method"]]))
 
 
 def name_errors(inputs: Mapping[str, Any]) -> list[str]:
@@ -298,13 +328,14 @@ def name_errors(inputs: Mapping[str, Any]) -> list[str]:
 
 
 def process_errors(inputs: Mapping[str, Any], version: str) -> list[str]:
-    """Return what stands against several processes: the version, or limits that are too small."""
+    """Return what rules out several processes: the version, or limits that are too small."""
     processes = inputs["processes"]
     if processes < 1:
         return [f"pgbouncer_processes is {processes}: at least one"]
-    if processes > 1 and version_tuple(version) < version_tuple(PEERS_SINCE):
+    if processes > 1 and not pgbouncer_has_peers(version):
+        needed = pgbouncer_version.written(pgbouncer_version.PEERS)
         return [
-            f"pgbouncer_processes is {processes}: needs PgBouncer {PEERS_SINCE}, the host has "
+            f"pgbouncer_processes is {processes}: needs PgBouncer {needed}, the host has "
             f"{version}. Without peering a cancel request reaches the wrong process"
         ]
     groups = {"pgbouncer_settings": inputs["effective_settings"]}
@@ -329,13 +360,6 @@ def relation_errors(inputs: Mapping[str, Any], version: str) -> list[str]:
         for address in inputs["client_addresses"]
         if (problem := network_error(address))
     ]
-    listed = [part.strip() for part in str(inputs["listen_addr"]).split(",")]
-    if set(listed) & set(EVERY_ADDRESS) and not inputs["listen_on_all_addresses"]:
-        errors.append(
-            f"pgbouncer_listen_addr is {inputs['listen_addr']}: every network of the host could "
-            "reach the pooler, also one that is added later; name the addresses, or set "
-            "pgbouncer_listen_on_all_addresses: true"
-        )
     settings = inputs["effective_settings"]
     by_certificate = [rule for rule in inputs["hba_rules"] if rule.get("method") == "cert"]
     mode = settings.get("client_tls_sslmode")
@@ -343,13 +367,13 @@ def relation_errors(inputs: Mapping[str, Any], version: str) -> list[str]:
         where = "pgbouncer_hba_rules" if by_certificate else "pgbouncer_tcp_auth_method"
         if not inputs["tls_client_ca_file"] or not inputs["tls_certificate_file"]:
             errors.append(
-                f"{where} says cert: needs pgbouncer_tls_client_ca_file, the authority that signs "
+                f"{where} is cert: it needs pgbouncer_tls_client_ca_file, the authority that signs "
                 "the clients' certificates, and pgbouncer_tls_certificate_file"
             )
         elif mode not in ("verify-ca", "verify-full"):
             errors.append(
-                f"{where} says cert: needs pgbouncer_settings.client_tls_sslmode verify-full, it "
-                f"is {mode}; below that PgBouncer asks no client for a certificate"
+                f"{where} is cert: it needs pgbouncer_settings.client_tls_sslmode verify-full, "
+                f"which is {mode}; below that PgBouncer asks no client for a certificate"
             )
     if inputs["auth_query_enabled"]:
         errors += [
@@ -375,7 +399,8 @@ def relation_errors(inputs: Mapping[str, Any], version: str) -> list[str]:
         )
     ignored = settings.get("ignore_startup_parameters", [])
     ignored = ignored if isinstance(ignored, list) else [p.strip() for p in ignored.split(",")]
-    vulnerable = (1, 20) <= version_tuple(version) < (1, 26, 1)
+    first, mended = pgbouncer_version.OPTIONS_LOOP
+    vulnerable = first <= version_tuple(version) < mended
     if vulnerable and any(ignored) and "options" not in ignored:
         errors.append(
             "pgbouncer_settings.ignore_startup_parameters: without the word options in it, anyone "
@@ -402,6 +427,11 @@ def pgbouncer_errors(
     ]
     rest = {name: value for name, value in settings.items() if name not in fixed}
     errors += section_errors("pgbouncer_settings", "pgbouncer", rest, catalogue, version)
+    mode = inputs["effective_settings"].get("server_tls_sslmode", "prefer")
+    problem = value_error(catalogue["pgbouncer"]["server_tls_sslmode"], mode)
+    if problem and "server_tls_sslmode" not in settings:
+        errors.append(f"database_sslmode {problem}")
+    errors += input_errors(inputs)
     for variable, section, entries in (
         ("pgbouncer_databases", "databases", databases),
         ("pgbouncer_users", "users", users),
@@ -409,7 +439,8 @@ def pgbouncer_errors(
         for name, entry in entries.items():
             where = f"{variable}[{name!r}]"
             reserved = {"pgbouncer", "*"} if section == "databases" else set()
-            if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name) or name in reserved:
+            plain = isinstance(name, str) and PGBOUNCER_PLAIN_NAME.fullmatch(name)
+            if not plain or name in reserved:
                 errors.append(
                     f"{where}: use the characters A-Z a-z 0-9 _ . - and not the name pgbouncer: "
                     "other names need quotes that PgBouncer does not read in every version"
@@ -428,9 +459,18 @@ def pgbouncer_errors(
     ]
 
 
+def one_line(text: str) -> str:
+    """Return a line of a file; raise where it would be more than one, whoever made it."""
+    if CONTROL.search(text):
+        raise AnsibleFilterError(
+            f"{text!r} has a line break or control character, which PgBouncer's files cannot hold"
+        )
+    return text
+
+
 def pgbouncer_value(value: Any) -> str:
     """Return a checked value of the [pgbouncer] section as the file holds it."""
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    return one_line(", ".join(value) if isinstance(value, list) else str(value))
 
 
 class FilterModule:
@@ -440,13 +480,9 @@ class FilterModule:
         return {
             function.__name__: function
             for function in (
-                bound_databases,
                 hba_line,
-                known_settings,
-                open_files_limit,
-                per_process,
                 pgbouncer_errors,
+                pgbouncer_has_peers,
                 pgbouncer_value,
-                shares,
             )
         }

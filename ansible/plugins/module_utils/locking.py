@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,13 @@ class Locked(Exception):
 
 @contextlib.contextmanager
 def lock(path: Path, seconds: int) -> Iterator[None]:
-    """Hold a lock file; raises Locked when another run keeps it for so many seconds."""
-    with path.open("w") as stream:
+    """Hold a lock file; raises Locked when another run keeps it for so many seconds.
+
+    Only its owner can open it: whoever may read a file can also lock it.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        os.fchmod(descriptor, 0o600)  # an earlier version made it readable for everyone
         deadline = time.monotonic() + seconds
         while True:
             try:

@@ -1,32 +1,31 @@
-"""One PgBouncer process: the unit pgbouncer@N.service and its admin console."""
+"""One PgBouncer process: the unit pgbouncer@N.service, and what it does when asked."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import os
+import ipaddress
 import re
 import resource
-import select
 import shutil
+import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from ansible.module_utils import service_state
-
-RUNTIME_DIRECTORY = Path("/run/pgbouncer")
-"""Process N has its unix socket in N/ below it."""
-
-MARK = "poolkit-end-of-answer"
-"""What psql prints between two answers."""
-
-PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-class Refused(Exception):
-    """The candidate cannot be used, or the process does not do what it says."""
+from . import service_state
+from .pgbouncer_console import (
+    PATH,
+    RUNTIME_DIRECTORY,
+    Console,
+    Denied,
+    Table,
+    TimedOut,
+    newest_socket,
+)
+from .pgbouncer_text import Rows
+from .pgbouncer_version import Version, parse
+from .refused import Refused
 
 
 def systemctl(*arguments: str, timeout: int = 150) -> subprocess.CompletedProcess[str]:
@@ -37,15 +36,54 @@ def systemctl(*arguments: str, timeout: int = 150) -> subprocess.CompletedProces
         raise Refused(f"systemctl {' '.join(arguments)} did not end in {timeout} s") from None
 
 
-def installed_version() -> tuple[int, ...]:
-    """Return the version of the installed binary, (1, 24, 1)."""
+def pgbouncer_path() -> str | None:
+    """Return the path of the installed binary."""
+    return shutil.which("pgbouncer", path=PATH)
+
+
+def installed_version() -> Version:
+    """Return the version of the installed binary."""
     done = subprocess.run(
         ["pgbouncer", "--version"], capture_output=True, text=True, env={"PATH": PATH}
     )
-    match = re.search(r"PgBouncer (\d+)\.(\d+)\.(\d+)", done.stdout)
-    if not match:
-        raise Refused(f"pgbouncer --version printed {done.stdout + done.stderr!r}")
-    return tuple(int(part) for part in match.groups())
+    try:
+        return parse(done.stdout)
+    except ValueError:
+        raise Refused(f"pgbouncer --version printed {done.stdout + done.stderr!r}") from None
+
+
+def plain_address(text: str) -> str:
+    """Return an IP address in its one spelling, without brackets and scope; other text as it is."""
+    address = text.strip("[]").partition("%")[0].strip("[]")
+    try:
+        return str(ipaddress.ip_address(address))
+    except ValueError:
+        return text
+
+
+def listening_problems(listen_addr: str, sockets: set[str]) -> list[str]:
+    """Return where a process listens, and where it does not, against its listen_addr.
+
+    sockets: the addresses that it listens on, as plain_address() gives them. A name counts as heard
+    when one of its addresses is, and when it cannot be resolved now.
+    """
+    allowed: set[str] = set()
+    deaf = []
+    for part in (part.strip() for part in listen_addr.split(",") if part.strip()):
+        if part == "*":
+            wanted = {"0.0.0.0", "::"}  # noqa: S104 (compared, not bound)
+        else:
+            try:
+                found = socket.getaddrinfo(part, None, type=socket.SOCK_STREAM)
+                wanted = {plain_address(entry[4][0]) for entry in found}
+            except OSError:  # no reason to end a process that serves
+                wanted = set(sockets)
+        allowed |= wanted
+        deaf += [part] if not wanted & sockets else []
+    found = [f"does not listen on {', '.join(deaf)}"] if deaf else []
+    if more := sorted(sockets - allowed):
+        found.append(f"listens on {', '.join(more)}, which listen_addr does not name")
+    return found
 
 
 class Process:
@@ -76,42 +114,24 @@ class Process:
         if done.returncode:
             raise Refused(f"systemctl {verb} {self.unit} failed: {self.log() or done.stderr}")
 
-    def psql(self) -> list[str]:
-        """Return psql's arguments for the admin console; the socket's name tells the port."""
-        sockets = sorted(self.socket_directory.glob(".s.PGSQL.*[0-9]"))
-        if not sockets:
+    def console(self) -> Console:
+        """Return the admin console; raise Refused where the process has no socket."""
+        socket = newest_socket(self.socket_directory)
+        if not socket:
             raise Refused(f"{self.unit} has no socket in {self.socket_directory}: {self.log()}")
-        port = sockets[-1].name.rsplit(".", 1)[1]
-        arguments = ["psql", "-X", "-q", "--csv", "-h", str(self.socket_directory), "-p", port]
-        return [*arguments, "-U", "pgbouncer", "-d", "pgbouncer", "-v", "ON_ERROR_STOP=1"]
+        return Console(self.number, socket, self.user)
 
-    def environment(self) -> dict[str, str]:
-        return {"PATH": PATH, "PGCONNECT_TIMEOUT": "5"}
-
-    def ask(self, *commands: str) -> list[list[dict[str, str]]]:
+    def ask(self, *commands: str) -> list[Table]:
         """Return the rows of each admin command; raise Refused when one is refused."""
-        arguments = self.psql()
-        for command in commands:
-            arguments += ["-c", command, "-c", f"\\echo {MARK}"]
+        asked = ", ".join(commands)
         try:
-            done = subprocess.run(
-                arguments,
-                user=self.user,
-                env=self.environment(),
-                capture_output=True,
-                text=True,
-                errors="replace",  # an application_name may be in any encoding
-                timeout=self.timeout,
-                cwd="/",
-            )
-        except subprocess.TimeoutExpired:
-            raise Refused(f"{self.unit} did not answer {', '.join(commands)} in time") from None
-        if done.returncode:
-            raise Refused(f"{self.unit} refused {', '.join(commands)}: {done.stderr.strip()}")
-        answers = done.stdout.split(f"{MARK}\n")[: len(commands)]
-        return [list(csv.DictReader(io.StringIO(answer))) for answer in answers]
+            return self.console().ask(*commands, seconds=self.timeout)
+        except TimedOut:
+            raise Refused(f"{self.unit} did not answer {asked} in time") from None
+        except Denied as error:
+            raise Refused(f"{self.unit} refused {asked}: {error.said}") from None
 
-    def rows(self) -> dict[str, dict[str, dict[str, str]]]:
+    def rows(self) -> Rows:
         """Return what the process shows of its CONFIG, DATABASES and USERS, by name."""
         keys = {"CONFIG": "key", "DATABASES": "name", "USERS": "name"}
         answers = self.ask(*(f"SHOW {what}" for what in keys))
@@ -125,11 +145,9 @@ class Process:
         started = service_state.timestamp(self.property("ExecMainStartTimestamp"))
         return bool(started) and Path(path).stat().st_ctime > started
 
-    def version(self) -> tuple[int, ...]:
+    def version(self) -> Version:
         """Return the version of the running process, which a package upgrade leaves as it was."""
-        ((row,),) = self.ask("SHOW VERSION")
-        match = re.search(r"(\d+)\.(\d+)\.(\d+)", row["version"])
-        return tuple(int(part) for part in match.groups()) if match else (0,)
+        return self.console().version(self.timeout)
 
     def has_open_files(self, wanted: int, change: bool = True) -> bool:
         """Raise the process's limit where it is lower; tell whether it now has what it needs."""
@@ -147,7 +165,7 @@ class Process:
         return False
 
     def drain(self, seconds: int) -> None:
-        """End the process without cutting a client off: it stops to listen and waits for clients.
+        """End the process without cutting a client off: it stops listening and waits for clients.
 
         After `seconds` it waits for transactions only. Needs PgBouncer 1.23 and another process on
         the same port for new clients. The console stays open meanwhile: a process that shuts down
@@ -155,72 +173,51 @@ class Process:
         """
         pid = self.pid()
         deadline = time.monotonic() + seconds
-        console = subprocess.Popen(
-            self.psql(),
-            user=self.user,
-            env=self.environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-        )
+        with self.console().session(self.timeout) as ask:
+            with contextlib.suppress(EOFError, BrokenPipeError):
+                ask("SHOW VERSION")  # the console is connected before the process stops listening
+            self.terminate()
+            with contextlib.suppress(EOFError, BrokenPipeError, KeyError):
+                wait_for_clients(ask, deadline)
+        self.wait_for_end(pid)
 
-        def ask(command: str) -> list[dict[str, str]]:
-            """Return the rows; raise EOFError when the process is gone or takes too long."""
-            os.write(console.stdin.fileno(), f"{command};\n\\echo {MARK}\n".encode())
-            end, text = time.monotonic() + self.timeout, b""
-            while not text.endswith(f"{MARK}\n".encode()):
-                wait = end - time.monotonic()
-                if wait < 0 or not select.select([console.stdout], [], [], wait)[0]:
-                    raise EOFError
-                part = os.read(console.stdout.fileno(), 65536)
-                if not part:
-                    raise EOFError
-                text += part
-            answer = text.decode(errors="replace").removesuffix(f"{MARK}\n")
-            return list(csv.DictReader(io.StringIO(answer)))
-
-        with contextlib.suppress(EOFError, BrokenPipeError):
-            ask("SHOW VERSION")  # the console is connected before the process stops to listen
+    def terminate(self) -> None:
         systemctl("kill", "--signal=SIGTERM", self.unit)
-        with contextlib.suppress(EOFError, BrokenPipeError, KeyError):
-            while any(row["database"] != "pgbouncer" for row in ask("SHOW CLIENTS")):
-                if time.monotonic() > deadline:
-                    ask("PAUSE")  # lets no transaction begin and waits for those that run
-                    # After a WAIT_CLOSE it answers at once: see that none is left.
-                    while any(row["state"] == "active" for row in ask("SHOW SERVERS")):
-                        time.sleep(0.2)
-                    break
-                time.sleep(0.2)
-        console.kill()
-        console.wait()
-        # No client is left, or the time is over: a second signal ends what another console, or a
-        # process that does not answer, would hold up.
+
+    def wait_for_end(self, pid: int) -> None:
+        """Wait until a process that was told to end, and has no client left, is gone.
+
+        A second signal ends what another console, or a process that does not answer, would hold up.
+        """
         second, end = time.monotonic() + 2, time.monotonic() + self.timeout
         while self.pid() == pid and pid:
             if second and time.monotonic() > second:
-                systemctl("kill", "--signal=SIGTERM", self.unit)
+                self.terminate()
                 second = 0.0
             if time.monotonic() > end:
                 raise Refused(f"{self.unit} (process {pid}) did not end after its clients left")
             time.sleep(0.05)
 
-    def deaf(self, listen_addr: str, port: str) -> list[str]:
-        """Return a statement when the process does not listen where it should."""
-        if not listen_addr:
-            return []
-        sockets = subprocess.run(
-            ["ss", "-Hltn", "--cgroup", f"sport = :{port}"], capture_output=True, text=True
-        ).stdout
-        own = [line for line in sockets.splitlines() if f"/{self.unit}" in line]
-        addresses = [part.strip() for part in listen_addr.split(",")]
-        literal = [address for address in addresses if re.fullmatch(r"[0-9.]+", address)]
-        deaf = [a for a in literal if not any(f" {a}:{port} " in line for line in own)]
-        if own and not deaf:
-            return []
-        return [f"{self.unit} does not listen on {', '.join(deaf) or 'any address'}:{port}"]
+    def misheard(self, listen_addr: str, port: str) -> list[str]:
+        """Return a statement where the process listens elsewhere than it should, or not at all."""
+        shown = subprocess.run(["ss", "-Hltn", "--cgroup"], capture_output=True, text=True).stdout
+        own = [line.split()[3] for line in shown.splitlines() if f"/{self.unit}" in line]
+        heard = {plain_address(local.rpartition(":")[0]) for local in own}
+        heard |= {"0.0.0.0", "::"} if "*" in heard else set()  # noqa: S104 (one socket for both)
+        found = listening_problems(listen_addr, heard - {"*"})
+        ports = sorted({local.rpartition(":")[2] for local in own} - {port})
+        if ports:
+            found.append(f"listens on port {', '.join(ports)}")
+        return [f"{self.unit} {problem} (port {port})" for problem in found]
 
 
-def pgbouncer_path() -> str | None:
-    """Return the path of the installed binary."""
-    return shutil.which("pgbouncer", path=PATH)
+def wait_for_clients(ask: Callable[[str], Table], deadline: float) -> None:
+    """Wait until a process that ends has no client; after the deadline for transactions only."""
+    while any(row["database"] != "pgbouncer" for row in ask("SHOW CLIENTS")):
+        if time.monotonic() > deadline:
+            ask("PAUSE")  # lets no transaction begin and waits for those that run
+            # After a WAIT_CLOSE it answers at once: see that none is left.
+            while any(row["state"] == "active" for row in ask("SHOW SERVERS")):
+                time.sleep(0.2)
+            return
+        time.sleep(0.2)

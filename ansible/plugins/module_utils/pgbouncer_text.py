@@ -1,8 +1,9 @@
-"""What PgBouncer's files and its admin console say: parsing and comparing, without side effects."""
+"""Parse and compare PgBouncer's files and the answers of its console, without side effects."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 Sections = dict[str, dict[str, str]]
 """A parsed file: section -> name -> value, as text."""
@@ -47,32 +48,46 @@ NEUTRAL_USER = "max_user_connections=-1"
 """A [users] line that resets every limit of the user: a key that is not given goes to "unset"."""
 
 
-def parse_ini(text: str, included: dict[str, str] | None = None) -> Sections:
-    """Parse a pgbouncer.ini as PgBouncer does: comments at line starts only, last value wins.
+def entries(text: str, included: dict[str, str] | None = None) -> Iterator[tuple[str, str, str]]:
+    """Yield (section, name, value) of a pgbouncer.ini, and ("name", "", "") where a section begins.
 
-    included: path -> content of the files that %include may name; the section goes on in them and
-    after them.
+    Only a line feed ends a line for PgBouncer; comments are at line starts only. included: path
+    -> content of the files that %include may name; the section goes on in them and after them.
     """
-    sections: Sections = {}
     section = ""
 
-    def read(part: str) -> None:
+    def read(part: str) -> Iterator[tuple[str, str, str]]:
         nonlocal section
-        for line in part.splitlines():
+        for line in part.split("\n"):
             line = line.strip()
             if not line or line[0] in ";#":
                 continue
             if header := re.fullmatch(r"\[(\w+)\]", line):
                 section = header.group(1)
-                sections.setdefault(section, {})
+                yield section, "", ""
             elif line.startswith("%include "):
-                read((included or {}).get(line.removeprefix("%include ").strip(), ""))
+                yield from read((included or {}).get(line.removeprefix("%include ").strip(), ""))
             elif "=" in line:
                 name, value = line.split("=", 1)
-                sections.setdefault(section, {})[name.strip()] = value.strip()
+                yield section, name.strip(), value.strip()
 
-    read(text)
+    yield from read(text)
+
+
+def parse_ini(text: str, included: dict[str, str] | None = None) -> Sections:
+    """Parse a pgbouncer.ini as PgBouncer does: the last value wins. included: see entries()."""
+    sections: Sections = {}
+    for section, name, value in entries(text, included):
+        sections.setdefault(section, {})
+        if name:
+            sections[section][name] = value
     return sections
+
+
+def repeated_names(text: str, included: dict[str, str] | None = None) -> list[str]:
+    """Return section.name of everything that a file states twice: only one of them would hold."""
+    names = [f"{section}.{name}" for section, name, _ in entries(text, included) if name]
+    return sorted({name for name in names if names.count(name) > 1})
 
 
 def parse_connstr(text: str) -> dict[str, str]:
@@ -110,7 +125,7 @@ def trial_config(text: str, moved: dict[str, str]) -> str:
     moved: live path -> path of the trial's copy, for the files that the configuration names.
     """
     lines = []
-    for line in text.splitlines():
+    for line in text.removesuffix("\n").split("\n"):
         name = line.split("=", 1)[0].strip()
         if name in ABSENT_IN_TRIAL:
             line = f"{name} ="

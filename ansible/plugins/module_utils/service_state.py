@@ -1,10 +1,10 @@
-"""What systemd says of a service, and which files it has not read yet."""
+"""What systemd reports of a service, and which files it has not read yet."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
 
 def systemctl(*arguments: str, timeout: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -28,7 +28,7 @@ def timestamp(text: str) -> float:
         return 0.0
     _, rest = text.split(" ", 1)  # the name of the day
     moment = datetime.strptime(rest.removesuffix(" UTC"), "%Y-%m-%d %H:%M:%S.%f")
-    return moment.replace(tzinfo=UTC).timestamp()
+    return moment.replace(tzinfo=timezone.utc).timestamp()  # noqa: UP017, Python 3.11 has UTC
 
 
 def newer_than(files: list[str], moment: float) -> list[str]:

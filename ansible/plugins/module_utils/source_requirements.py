@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ansible.module_utils.source_tree import SourceError, Tree
+from .source_tree import SourceError, Tree
 
 EXPORTED = "requirements.poolkit.txt"
 """Requirements that were exported from a uv.lock."""

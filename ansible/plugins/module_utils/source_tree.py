@@ -33,12 +33,12 @@ MIRROR_SETTINGS = (
     "maintenance.autoDetach=false",
 )
 
-# Only this helper is asked, and it answers from the environment: an argument is seen by everyone.
+# It answers from the environment: an argument is seen by everyone.
 CREDENTIAL_HELPER = (
-    "credential.helper=",
     'credential.helper=!f() { test "$1" = get && '
-    'printf "username=%s\\npassword=%s\\n" "$POOLKIT_GIT_USER" "$POOLKIT_GIT_PASSWORD"; }; f',
+    'printf "username=%s\\npassword=%s\\n" "$POOLKIT_GIT_USER" "$POOLKIT_GIT_PASSWORD"; }; f'
 )
+NO_OTHER_HELPER = "credential.helper="
 
 # Set where the play was started by a git hook; they would lead git to another repository.
 GIT_VARIABLES_OF_A_REPOSITORY = (
@@ -93,13 +93,13 @@ def without_credentials(text: str) -> str:
     return re.sub(r"(\w://[^/\s:@]*):[^/\s]*@", r"\1@", text)
 
 
-def credentials(url: str) -> tuple[str, str, str]:
+def credentials(url: str) -> tuple[str, str, str | None]:
     """Return the URL without an http user and password, the user and the password.
 
-    A user without a password stays in the URL: git's own helpers know the password.
+    The password is None where the URL has none. The user may then be a token, which is as secret.
     """
     if not re.match(r"(?i)https?://", url):
-        return url, "", ""
+        return url, "", None
     try:
         parts = urlsplit(url)
         readable = parts.port != 0 and ("@" in parts.netloc or "@" not in url)
@@ -111,10 +111,11 @@ def credentials(url: str) -> tuple[str, str, str]:
             "app_source: the URL's user, password, host and port cannot be told apart: write "
             "special characters in percent form (/ is %2F, @ is %40, # is %23)"
         )
-    if parts.password is None:
-        return url, "", ""
+    if "@" not in parts.netloc:
+        return url, "", None
     plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    return plain, unquote(parts.username or ""), unquote(parts.password)
+    password = None if parts.password is None else unquote(parts.password)
+    return plain, unquote(parts.username or ""), password
 
 
 class Mirror:
@@ -134,7 +135,12 @@ class Mirror:
 
         refused: what a failure means, for the error; None gives "" for a failure.
         """
-        settings = MIRROR_SETTINGS + (CREDENTIAL_HELPER if self.user or self.password else ())
+        settings: tuple[str, ...] = MIRROR_SETTINGS
+        if self.password is not None:
+            settings += (NO_OTHER_HELPER, CREDENTIAL_HELPER)
+        elif self.user:
+            # The operator's own helpers may know a password; where none does, it is a token.
+            settings += (CREDENTIAL_HELPER,)
         command = ["git", f"--git-dir={self.path}"]
         command += [word for setting in settings for word in ("-c", setting)]
         environment = {
@@ -145,8 +151,13 @@ class Mirror:
             "GIT_ASKPASS": "",
             "SSH_ASKPASS_REQUIRE": "never",
             "POOLKIT_GIT_USER": self.user,
-            "POOLKIT_GIT_PASSWORD": self.password,
+            "POOLKIT_GIT_PASSWORD": self.password or "",
         }
+        if self.user:  # for the operator's helpers; the address does not name it
+            number = int(environment.get("GIT_CONFIG_COUNT") or 0)
+            environment[f"GIT_CONFIG_KEY_{number}"] = "credential.username"
+            environment[f"GIT_CONFIG_VALUE_{number}"] = self.user
+            environment["GIT_CONFIG_COUNT"] = str(number + 1)
         try:
             # A session of its own has no terminal, and ends with all that git started.
             process = subprocess.Popen(
@@ -180,7 +191,8 @@ class Mirror:
         if refused is None:
             return ""
         said = without_credentials(errors.replace(self.url, self.name)).strip()
-        said = said.replace(self.password, "***") if self.password else said
+        secret = self.user if self.password is None else self.password
+        said = said.replace(secret, "***") if secret else said
         raise SourceError(f"{refused}: {' '.join(said.split()) or 'git gave no reason'}")
 
     def commit(self, revision: str) -> str:
@@ -251,8 +263,16 @@ def unpack_tar(archive: Path, folder: Path, name: str) -> None:
     links: dict[Path, str] = {}
     try:
         with tarfile.open(archive) as packed:
-            for member in packed:
-                path = inside(folder, member.name, name)
+            members = [(inside(folder, member.name, name), member) for member in packed]
+            linked = {path: member.name for path, member in members if member.issym()}
+            for path, member in members:
+                # A link could be made, or a file written, through another one.
+                if over := next((linked[top] for top in path.parents if top in linked), None):
+                    raise SourceError(
+                        f"app_source: {name} holds {member.name!r} below the link {over!r}: do "
+                        "not use it"
+                    )
+            for path, member in members:
                 if member.isdir():
                     path.mkdir(parents=True, exist_ok=True)
                 elif member.issym():
@@ -266,9 +286,13 @@ def unpack_tar(archive: Path, folder: Path, name: str) -> None:
                     raise SourceError(f"app_source: {name} holds the device {member.name!r}")
     except (tarfile.TarError, EOFError, KeyError, zlib.error) as failure:
         raise SourceError(f"app_source: {name} cannot be unpacked: {failure}") from None
-    # Links come last: nothing is written through one.
+    # Links come last, and none is below another: nothing is written through one.
     for path, target in links.items():
         path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path):
+            raise SourceError(
+                f"app_source: {name} holds {path.relative_to(folder)} twice: do not use it"
+            )
         path.symlink_to(target)
     for path in links:
         if not path.resolve().is_relative_to(folder.resolve()):

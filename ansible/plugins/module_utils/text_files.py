@@ -29,6 +29,25 @@ def write(
     owner: a user, whose group of the same name gets the file as well where no group is given; None
     leaves root's.
     """
+    partial = stage(path, content, mode, owner, group)
+    try:
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def stage(
+    path: Path,
+    content: str,
+    mode: int,
+    owner: str | int | None = None,
+    group: str | int | None = None,
+) -> Path:
+    """Write a file's new text beside it, hidden; return its path. What replaces it needs no space.
+
+    Raises OSError with the file's name, also where the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.unlink(missing_ok=True)
@@ -41,10 +60,12 @@ def write(
         if owner is not None:
             shutil.chown(partial, owner, owner if group is None else group)
         partial.chmod(mode)
-        partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not error.filename:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+    return partial
 
 
 def difference(path: Path, content: str, secret: bool = False) -> str:

@@ -3,25 +3,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-import subprocess
-import time
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.secret_values import hide, of_environment, of_url
-
-try:
-    import psycopg2
-except ImportError:  # the module says so
-    psycopg2 = None
-
 DOCUMENTATION = r"""
 ---
 module: app_migration
 short_description: Run an application's migrations, one deployment at a time, past every pooler
+version_added: 0.1.0
+author: The poolkit authors (@poolkit)
 description:
   - Holds an advisory lock on a connection of its own while it looks for pending migrations, runs
     them and looks again, so that two deployments never migrate at once. A second one waits, then
@@ -31,8 +18,16 @@ description:
     runs the queries.
   - The commands run as an unprivileged user in a systemd unit of their own, NAME-migrate.service.
     Their words arrive as they are given - systemd expands no variable in them.
+  - A command ends when this module does, however that ends, and after timeout_seconds. So it never
+    goes on without the lock. PostgreSQL ends what such a command has left running on the server
+    within a few seconds (14 and later, for clients of libpq).
+  - Where a migration has failed, the message names the invalid indexes of the database, which a
+    failed CREATE INDEX CONCURRENTLY leaves behind.
   - The output comes without the password of the connection and the values of environment files.
-  - Check mode runs the command that lists what is pending, and nothing else.
+    Of a failed command's long output the line that matters and the end are shown; the whole of it
+    is in /var/log/poolkit/NAME-migrate.log.
+  - Check mode runs the command that lists what is pending, and nothing else. Where the owner
+    cannot log in it tells that and goes on - what it checks may include the database's set-up.
 options:
   name:
     description: The application; part of the unit's name.
@@ -80,6 +75,10 @@ options:
     description: Environment variables of the commands; no secrets, these are on a command line.
     type: dict
     default: {}
+  timeout_seconds:
+    description: Time after which a command is ended.
+    type: int
+    default: 14400
   wait_seconds:
     description: How long to wait for another deployment's migrations.
     type: int
@@ -88,7 +87,7 @@ options:
 
 EXAMPLES = r"""
 - name: Run the migrations
-  app_migration:
+  poolkit.poolkit.app_migration:
     name: shop
     conninfo: "{{ conninfo }}"
     pending: [python, manage.py, showmigrations, --plan]
@@ -101,7 +100,11 @@ pending:
   description: The migrations that were pending, and in check mode still are.
   type: list
   elements: str
-  returned: success
+  returned: success, unless unknown
+unknown:
+  description: Why the pending migrations are not known.
+  type: str
+  returned: in check mode, where the owner cannot log in
 output:
   description: What the commands printed.
   type: str
@@ -112,7 +115,33 @@ waited_seconds:
   returned: success
 """
 
+import contextlib
+import hashlib
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+from ..module_utils.command_output import shortened
+from ..module_utils.refused import Refused
+from ..module_utils.secret_values import hide, of_environment, of_url
+from ..module_utils.service_state import systemctl
+from ..module_utils.unlogged_module import UnloggedModule
+
+try:
+    import psycopg2
+except ImportError:  # the module says so
+    psycopg2 = None
+
+
+CERTIFICATE_HINT = (
+    ". Give a database_host that PostgreSQL's certificate names, and in database_ca_file the "
+    "authority that signed it (app_database_direct_url with the strategy managed)"
+)
 HINTS = {
     "was already loaded": (
         "The command of another run goes on, perhaps of one that was cut off: wait for it to end "
@@ -133,9 +162,36 @@ HINTS = {
 }
 """What to do about words that a migration prints."""
 
+TELLING = (r"^(\w+\.)+\w+: |^\w*(Error|Exception): ", r"\b(ERROR|FATAL):", r"(?i)\berror\b")
+"""Lines that say why a command failed, the most telling first."""
 
-class Refused(Exception):
-    """The migrations cannot run; the message says why."""
+
+LIFELINE = """
+import os, subprocess, sys, threading
+
+def end_with_the_module():
+    os.read(0, 1)
+    os._exit(1)
+
+command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+threading.Thread(target=end_with_the_module, daemon=True).start()
+code = command.wait()
+sys.exit(code if code >= 0 else 128 - code)
+"""
+"""Runs a command in its unit. Its input is a pipe of this module: when that closes, the unit ends.
+
+systemd then ends what the unit has left, the command too.
+"""
+
+STOP_SECONDS = 10
+"""How long a command may take to end after SIGTERM."""
+
+CANCEL_ORPHANS = "client_connection_check_interval=5s"
+"""Setting by which PostgreSQL notices that a client is gone while a statement runs."""
+
+
+class NoLogin(Refused):
+    """The owner cannot log in, or the server does not answer."""
 
 
 def lock_key(database: str) -> int:
@@ -154,6 +210,8 @@ def systemd_run(
 ) -> list[str]:
     """Return the command that runs another one in a unit of its own and waits for it.
 
+    Its input is a lifeline().
+
     systemd would put variables of the unit into the command, as in ExecStart=; a doubled `$` is a
     literal one in every version. `%` is no specifier there.
     """
@@ -163,8 +221,37 @@ def systemd_run(
         f"--unit={unit}",
         *(f"--property={line}" for line in properties),
         *(f"--setenv={key}={value}" for key, value in environment.items()),
+        *("/usr/bin/python3", "-I", "-c", LIFELINE),
         *("/usr/bin/env", *literal),  # finds the command on the PATH of its environment
     ]
+
+
+def printed_by(command: list[str]) -> tuple[int, str, str]:
+    """Run a command of systemd_run() to its end; return its exit code, output and errors.
+
+    It writes to files: the unit would keep a pipe open where systemd-run itself is killed.
+    """
+    with lifeline() as end, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        done = subprocess.run(command, stdin=end, stdout=output, stderr=errors)
+        texts = []
+        for stream in (output, errors):
+            stream.seek(0)
+            texts.append(stream.read().decode(errors="replace"))
+    return done.returncode, texts[0], texts[1]
+
+
+@contextlib.contextmanager
+def lifeline() -> Iterator[int]:
+    """Yield the reading end of a pipe; the other one closes after that, or when this process ends.
+
+    Nobody else has the other one: subprocess hands no further files down.
+    """
+    reader, writer = os.pipe()
+    try:
+        yield reader
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 def secrets(conninfo: str, properties: list[str]) -> set[str]:
@@ -178,7 +265,7 @@ def secrets(conninfo: str, properties: list[str]) -> set[str]:
 
 
 def connect(conninfo: str) -> Any:
-    """Return a connection that is PostgreSQL's own; raises Refused.
+    """Return a connection that is PostgreSQL's own; raises NoLogin and Refused.
 
     conninfo: a URI, which may name a driver as SQLAlchemy's URLs do (postgresql+asyncpg://).
     """
@@ -190,7 +277,9 @@ def connect(conninfo: str) -> Any:
             cursor.execute("SELECT pg_backend_pid()")
             (pid,) = cursor.fetchone()
     except psycopg2.Error as error:
-        raise Refused(f"PostgreSQL refuses the owner: {str(error).strip()}") from None
+        said = str(error).strip()
+        hint = CERTIFICATE_HINT if re.search("certificate|SSL error|support SSL", said) else ""
+        raise NoLogin(f"PostgreSQL refuses the owner: {said}{hint}") from None
     if connection.info.backend_pid != pid:
         raise Refused(
             "the connection for migrations goes through a pooler (process "
@@ -199,6 +288,40 @@ def connect(conninfo: str) -> Any:
             "(app_database_direct_url with the strategy managed)"
         )
     return connection
+
+
+def cancels_orphans(connection: Any) -> bool:
+    """Say whether the server can end statements whose client is gone; prepare it for itself."""
+    try:
+        with connection.cursor() as cursor:
+            name, value = CANCEL_ORPHANS.split("=")
+            cursor.execute(f"SET {name} = '{value}'")
+    except psycopg2.Error:  # before 14, or a server on a system that cannot
+        return False
+    return True
+
+
+def invalid_indexes(connection: Any) -> str:
+    """Return what to do about the database's invalid indexes, as sentences; empty without one."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT format('%I.%I', nspname, relname) FROM pg_index "
+                "JOIN pg_class ON pg_class.oid = indexrelid "
+                "JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+                "WHERE NOT indisvalid AND relkind = 'i' ORDER BY 1"
+            )
+            names = [name for (name,) in cursor.fetchall()]
+    except psycopg2.Error:
+        return ""
+    if not names:
+        return ""
+    drops = "; ".join(f"DROP INDEX CONCURRENTLY {name}" for name in names)
+    return (
+        f". The database has invalid indexes: {', '.join(names)}. A failed CREATE INDEX "
+        "CONCURRENTLY leaves one, and then the migration cannot be run again. If none is being "
+        f"built now, run as the owner: {drops}"
+    )
 
 
 def prove_lock(connection: Any) -> None:
@@ -243,7 +366,7 @@ def take_lock(connection: Any, seconds: int) -> float:
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = UnloggedModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "conninfo": {"type": "str", "required": True, "no_log": True},
@@ -255,6 +378,7 @@ def main() -> None:
             "properties": {"type": "list", "elements": "str", "default": []},
             "environment": {"type": "dict", "default": {}},
             "unfinished": {"type": "path"},
+            "timeout_seconds": {"type": "int", "default": 14400},
             "wait_seconds": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
@@ -265,24 +389,45 @@ def main() -> None:
     printed: list[str] = []
     unfinished = Path(given["unfinished"]) if given["after"] and given["unfinished"] else None
     hidden = secrets(given["conninfo"], given["properties"])
+    environment = dict(given["environment"])
 
     def run(step: str) -> str:
         if not given[step]:
             return ""
         # Looking must not get in the way of a run.
         unit = f"{given['name']}-{'pending' if module.check_mode else 'migrate'}"
-        command = systemd_run(unit, given["properties"], given["environment"], given[step])
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        text = "\n".join(part.strip() for part in (done.stdout, done.stderr) if part.strip())
+        limit = given["timeout_seconds"]
+        properties = [
+            *given["properties"],
+            *(f"RuntimeMaxSec={limit}", f"TimeoutStopSec={STOP_SECONDS}"),
+        ]
+        command = systemd_run(unit, properties, environment, given[step])
+        begin = time.monotonic()
+        code, output, errors = printed_by(command)
+        seconds = time.monotonic() - begin
+        if code < 0:  # somebody has killed systemd-run: the command must not go on
+            systemctl("stop", f"{unit}.service")
+        text = "\n".join(part.strip() for part in (output, errors) if part.strip())
         if step != "pending":
             printed.append(text)
-        if done.returncode:
+        if code:
             shown = " ".join(given[step])
             hint = next((f". {hint}" for words, hint in HINTS.items() if words in text), "")
-            raise Refused(f"{step} ({shown}) failed with exit code {done.returncode}: {text}{hint}")
+            if code < 0:
+                hint = ". systemd-run was killed on the host, so the command was ended as well"
+            elif seconds >= limit:
+                hint = (
+                    f". It was ended after {limit} s (app_migration_timeout_seconds): look at what "
+                    "it did, then raise that or make the migration shorter"
+                )
+            if step != "pending":
+                hint += invalid_indexes(connection)
+            file = "" if module.check_mode else unit
+            said = shortened(hide(text, hidden), file, TELLING) or "no output"
+            raise Refused(f"{step} ({shown}) failed with exit code {code}: {said}{hint}")
         if not module.check_mode:
             prove_lock(connection)
-        return done.stdout
+        return output
 
     def pending() -> list[str]:
         return pending_migrations(run("pending"), given["pending_pattern"])
@@ -290,6 +435,8 @@ def main() -> None:
     connection, waited = None, 0.0
     try:
         connection = connect(given["conninfo"])
+        if cancels_orphans(connection):
+            environment.setdefault("PGOPTIONS", f"-c {CANCEL_ORPHANS}")
         if not module.check_mode:
             waited = take_lock(connection, given["wait_seconds"])
         found = pending() if given["pending"] else [" ".join(given["upgrade"])]
@@ -307,8 +454,11 @@ def main() -> None:
             if unfinished:
                 unfinished.unlink()
     except (Refused, psycopg2.Error) as error:
+        if module.check_mode and isinstance(error, NoLogin):
+            module.exit_json(changed=False, unknown=hide(str(error), hidden))
         said = f"PostgreSQL: {error}" if isinstance(error, psycopg2.Error) else str(error)
-        module.fail_json(msg=hide(said, hidden), output=hide("\n".join(printed), hidden))
+        output = shortened(hide("\n".join(printed), hidden))
+        module.fail_json(msg=hide(said, hidden), output=output)
     finally:
         if connection is not None:
             connection.close()  # and with it goes the lock

@@ -3,33 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
-import os
-import shutil
-import socket
-import time
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.locking import Locked, lock
-from ansible.module_utils.secret_values import hide, of_environment
-from ansible.module_utils.service_state import (
-    log_end,
-    newer_than,
-    properties,
-    systemctl,
-    timestamp,
-)
-from ansible.module_utils.text_files import difference, read, same_owner, write
-
 DOCUMENTATION = r"""
 ---
 module: app_release
 short_description: Make an application serve a release, as one transaction
+version_added: 0.1.0
+author: The poolkit authors (@poolkit)
 description:
   - Tries the release with the new files on a private unix socket, with one worker, while the old
     one goes on serving; only then swaps the files and the link `current`, restarts the service and
@@ -56,7 +35,10 @@ options:
     type: path
     required: true
   release:
-    description: Name of a directory in releases/, or `previous` for the one that served before.
+    description:
+      - Name of a directory in releases/, or `previous` for the one that served before.
+      - With `current` the release that serves is only asked, as it was when it was found ready, and
+        `serving` is what it answers. That never fails and takes no lock.
     type: str
     required: true
   files:
@@ -66,6 +48,15 @@ options:
     type: list
     elements: dict
     default: []
+    suboptions:
+      path:
+        description: Where the file goes.
+        type: path
+        required: true
+      content:
+        description: Its text.
+        type: str
+        required: true
   secret_files:
     description:
       - Files that their owner alone may read (root's 0600, another user's 0400), as a list of
@@ -73,6 +64,18 @@ options:
     type: list
     elements: dict
     default: []
+    suboptions:
+      path:
+        description: Where the file goes.
+        type: path
+        required: true
+      content:
+        description: Its text.
+        type: str
+        required: true
+      owner:
+        description: Its owner; root where left out.
+        type: str
   rollback:
     description:
       - Whether this goes back, as `previous` always does. The release that served is marked in the
@@ -89,6 +92,15 @@ options:
     description: The {host, port} that NAME.socket listens on, as the health check reaches it.
     type: dict
     required: true
+    suboptions:
+      host:
+        description: An IP address or a name.
+        type: str
+        required: true
+      port:
+        description: A TCP port.
+        type: int
+        required: true
   health_path:
     description: Path that answers 200 when the application can serve.
     type: str
@@ -113,7 +125,7 @@ options:
 
 EXAMPLES = r"""
 - name: Go back
-  app_release:
+  poolkit.poolkit.app_release:
     name: shop
     root: /srv/shop
     config_directory: /etc/poolkit/shop
@@ -148,14 +160,39 @@ path:
   description: The value of `path` in it, where it is a JSON object; null otherwise.
   type: str
   returned: success, not in check mode
+serving:
+  description: What serves and what it answers, as part of a sentence.
+  type: str
+  returned: with the release `current`
+  sample: "30e3c8b1f2d4 goes on serving"
 seconds:
   description: Time that the trial, the restart and both together took.
   type: dict
   returned: when something was done
 """
 
+import contextlib
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..module_utils.command_output import clipped
+from ..module_utils.locking import Locked, lock
+from ..module_utils.refused import Refused
+from ..module_utils.secret_values import hide, of_environment
+from ..module_utils.service_state import log_end, newer_than, properties, systemctl, timestamp
+from ..module_utils.text_files import difference, read, same_owner, write
+from ..module_utils.unlogged_module import UnloggedModule
+
 RUN = Path("/run")
-STAGED = ("app.env", "gunicorn.conf.py", "pg_service.conf", "pgpass")
+STAGED = ("app.env", "gunicorn.conf.py", "pg_service.conf", "pgpass", "database_ca.crt")
 """Files of the configuration that a release under trial has its own copies of."""
 RETRY_SECONDS = 0.1
 WITHDRAWN = " withdrawn"
@@ -176,12 +213,12 @@ HINTS = {
     ),
 }
 """What to do about words in an application's log."""
+MESSAGE_CHARACTERS = 2000
+"""Of each line of a message: an application may log a whole request in one."""
 ANSWER_SECONDS = 6.0
 """How long one health check may take; the examples' /readyz answers within 5 s."""
-
-
-class Refused(Exception):
-    """The release cannot serve; the message says why."""
+STILL_SECONDS = 3.0
+"""How long the release that serves is asked for a 200, where another one has failed."""
 
 
 def explained(error: Exception) -> str:
@@ -323,7 +360,12 @@ class Application:
         """Return the values of the application's environment, the old one and the new one."""
         path = self.config / "app.env"
         texts = (read(path), self.wanted.get(path))
-        return set().union(*(of_environment(text) for text in texts if text))
+        headers = {
+            value
+            for name, value in self.health.headers.items()
+            if re.search("auth|cookie|token|key|secret", name, re.IGNORECASE)
+        }
+        return headers.union(*(of_environment(text) for text in texts if text))
 
     def differing(self) -> list[Path]:
         """Return the files whose text, mode or owner is not the wanted one."""
@@ -334,7 +376,7 @@ class Application:
         ]
 
     def stale_socket(self) -> bool:
-        """Say whether systemd does not listen, or not yet as the socket's unit says."""
+        """Return whether systemd does not listen, or not yet as the socket's unit demands."""
         state = properties(self.socket, "ActiveState,ActiveEnterTimestamp,FragmentPath")
         if state.get("ActiveState") != "active":
             return True
@@ -377,10 +419,12 @@ class Application:
                 f"The log of {unit} ends with: {log_end(unit, since=since)}"
             )
 
-    def wait_until_ready(self, unit: str) -> str:
-        """Ask a unit until it is ready and return its answer; raises Refused with its log."""
-        since = time.time() - self.timeout
-        deadline = time.monotonic() + self.timeout
+    def answer(self, unit: str, health: Health, seconds: float) -> tuple[bool, str]:
+        """Ask a unit until it is ready, for so many seconds.
+
+        Return whether it is, and its answer or what it said last.
+        """
+        deadline = time.monotonic() + seconds
         private = RUN / unit.removesuffix(".service") / "http.sock"
         said = "no answer"
         while time.monotonic() < deadline:
@@ -388,22 +432,49 @@ class Application:
                 connection = (
                     UnixConnection(private, ANSWER_SECONDS)
                     if unit == self.next
-                    else http.client.HTTPConnection(**self.health.address, timeout=ANSWER_SECONDS)
+                    else http.client.HTTPConnection(**health.address, timeout=ANSWER_SECONDS)
                 )
-                status, body = ask(connection, self.health.path, self.health.headers)
+                status, body = ask(connection, health.path, health.headers)
                 if status == 200:
-                    return body
+                    return True, body
                 said = f"status {status}, {body.strip()[:500]}"
             except (OSError, http.client.HTTPException) as error:
                 said = f"{type(error).__name__}: {error}"
             if unit == self.next and not self.active(unit):
                 break
             time.sleep(RETRY_SECONDS)
+        return False, said
+
+    def wait_until_ready(self, unit: str) -> str:
+        """Ask a unit until it is ready and return its answer; raises Refused with its log."""
+        since = time.time() - self.timeout
+        ready, said = self.answer(unit, self.health, self.timeout)
+        if ready:
+            return said
         log = log_end(unit, since=since)
         hints = [hint for words, hint in HINTS.items() if words in said + log]
         raise Refused(
             f"{self.health.path} did not answer 200 within {self.timeout} s: {said}. "
             + " ".join([*hints, f"The log of {unit} ends with: {log}"])
+        )
+
+    def serving(self) -> str:
+        """Return what serves and what it answers, as part of a sentence; raises nothing.
+
+        It is asked as it was when it was found ready: the address may have changed since.
+        """
+        release = self.current()
+        if not release or not self.active(self.service):
+            return "nothing serves"
+        known = self.health_checks().get(release)
+        health = Health(**known) if known else self.health
+        ready, said = self.answer(self.service, health, min(STILL_SECONDS, self.timeout))
+        if ready:
+            return f"{release} goes on serving"
+        return (
+            f"{release} RUNS BUT IS NOT READY ({health.path}: {said}). Its requests may fail until "
+            "something is done, for instance because the database password that it has was changed "
+            "before this"
         )
 
     def wait_for_worker(self, unit: str) -> None:
@@ -425,7 +496,7 @@ class Application:
             text = self.wanted.get(path, read(path))
             if text is None:
                 continue
-            if name == "app.env":  # it names the others
+            if name in ("app.env", "pg_service.conf"):  # they name the others
                 for other in STAGED:
                     text = text.replace(f"{self.config}/{other}", f"{stage}/{other}")
             write(stage / name, text, *(self.attributes.get(path) or attributes_of(path)))
@@ -565,9 +636,9 @@ class Application:
                 self.forget_trial()
             with contextlib.suppress(Exception):
                 self.undo()
-            kept = f"{self.current()} goes on serving" if serving else "nothing serves"
             raise Refused(
-                f"the release {release} was tried out and refused, {kept}: {explained(error)}"
+                f"the release {release} was tried out and refused; {self.serving()}. "
+                f"The trial: {explained(error)}"
             ) from None
         tried = time.monotonic()
         try:
@@ -603,7 +674,7 @@ class Application:
         except Exception as error:
             with contextlib.suppress(Exception):
                 self.forget_trial()
-            return f"GOING BACK FAILED AS WELL: {explained(error)}"
+            return f"The previous release could not be restored: {explained(error)}"
 
 
 def main() -> None:
@@ -616,14 +687,20 @@ def main() -> None:
         "owner": {"type": "str"},
     }
     address = {"host": {"type": "str", "required": True}, "port": {"type": "int", "required": True}}
-    module = AnsibleModule(
+    module = UnloggedModule(
         argument_spec={
             "name": {"type": "str", "required": True},
             "root": {"type": "path", "required": True},
             "config_directory": {"type": "path", "required": True},
             "release": {"type": "str", "required": True},
             "files": {"type": "list", "elements": "dict", "default": [], "options": plain},
-            "secret_files": {"type": "list", "elements": "dict", "default": [], "options": secret},
+            "secret_files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": secret,
+                "no_log": False,
+            },
             "absent": {"type": "list", "elements": "path", "default": []},
             "rollback": {"type": "bool", "default": False},
             "address": {"type": "dict", "required": True, "options": address},
@@ -636,11 +713,14 @@ def main() -> None:
         supports_check_mode=True,
     )
     application = Application(module.params)
+    # Ansible prints the parameters with a result, and a header may be a login.
+    module.params["health_headers"] = sorted(module.params["health_headers"])
     release = module.params["release"]
-    if not application.config.is_dir():
-        if module.check_mode and release != "previous":
-            reasons = ["first deployment"]
-            module.exit_json(changed=True, release=release, previous=None, reasons=reasons)
+    if release == "current":
+        text = hide(application.serving(), application.secrets())
+        module.exit_json(changed=False, release=application.current(), serving=text)
+    first = not application.config.is_dir()
+    if first and (release == "previous" or not module.check_mode):
         module.fail_json(
             msg=f"{application.name}: there is no {application.config} on this host: deploy the "
             "application first, ansible/playbooks/app.yml"
@@ -677,12 +757,15 @@ def main() -> None:
                     application.health, path=known["path"], headers=known["headers"]
                 )
             reasons = ["an earlier run was interrupted"] if interrupted else []
+            reasons += ["first deployment"] if first else []
             reasons += application.reasons(release)
             result = {"release": release, "reasons": reasons, **state}
             public = {Path(file["path"]) for file in module.params["files"]}
             texts = (difference(p, t, p not in public) for p, t in application.wanted.items())
             left_over = [path for path in map(Path, module.params["absent"]) if path.exists()]
             texts = [*texts, *(f"{path} is no longer wanted\n" for path in left_over)]
+            # A text that differs is shown; a mode, an owner, the link or the service is told.
+            texts = ["".join(f"{application.name}: {reason}\n" for reason in reasons), *texts]
             result["diff"] = [{"prepared": text} for text in texts if text]
             if reasons and not module.check_mode:
                 result |= application.deploy(release)
@@ -692,11 +775,11 @@ def main() -> None:
             if not module.check_mode:
                 application.note_health(release)
                 result["path"] = answered_path(result["body"])
-                result["body"] = result["body"][:4000]
+                result["body"] = hide(result["body"], application.secrets())[:4000]
                 for path in left_over:
                     path.unlink()
     except (Refused, Locked, OSError) as error:
-        text = hide(explained(error), application.secrets())
+        text = clipped(hide(explained(error), application.secrets()), MESSAGE_CHARACTERS)
         module.fail_json(msg=f"{application.name}: {text}")
     module.exit_json(changed=bool(reasons or left_over), **result)
 

@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.text_files import difference, read, same_owner, write
-
 DOCUMENTATION = r"""
 ---
 module: host_files
 short_description: Put directories and text files on a host, all in one go
+version_added: 0.1.0
+author: The poolkit authors (@poolkit)
 description:
   - Makes directories (root's, 0755) and replaces files whose text, owner or mode differ. A task for
     each file would take as long again for each.
@@ -23,10 +19,24 @@ options:
     elements: path
     default: []
   files:
-    description: Files of root that everybody may read (0644), as a list of {path, content}.
+    description:
+      - Files without secrets, as a list of {path, content, owner}. Root's, which everybody may read
+        (0644); with an owner its own and its group's (0640).
     type: list
     elements: dict
     default: []
+    suboptions:
+      path:
+        description: Where the file goes.
+        type: path
+        required: true
+      content:
+        description: Its text.
+        type: str
+        required: true
+      owner:
+        description: Its owner; root where left out.
+        type: str
   secret_files:
     description:
       - Files that their owner alone may read (0600, 0400 for another owner than root), as a list of
@@ -34,11 +44,23 @@ options:
     type: list
     elements: dict
     default: []
+    suboptions:
+      path:
+        description: Where the file goes.
+        type: path
+        required: true
+      content:
+        description: Its text.
+        type: str
+        required: true
+      owner:
+        description: Its owner; root where left out.
+        type: str
 """
 
 EXAMPLES = r"""
 - name: Put the files there
-  host_files:
+  poolkit.poolkit.host_files:
     files: [{path: /etc/poolkit/shop/pg_service.conf, content: "[shop]"}]
     secret_files: [{path: /etc/poolkit/shop/pgpass, content: "{{ secret }}", owner: shop}]
 """
@@ -51,21 +73,33 @@ paths:
   returned: success
 """
 
+import os
+from pathlib import Path
+
+from ..module_utils.text_files import difference, read, same_owner, write
+from ..module_utils.unlogged_module import UnloggedModule
+
 
 def main() -> None:
     os.umask(0o022)  # the mode of directories, whatever the host's own
     file = {"path": {"type": "path", "required": True}}
-    plain = {**file, "content": {"type": "str", "required": True}}
+    plain = {**file, "content": {"type": "str", "required": True}, "owner": {"type": "str"}}
     secret = {
         **file,
         "content": {"type": "str", "required": True, "no_log": True},
         "owner": {"type": "str"},
     }
-    module = AnsibleModule(
+    module = UnloggedModule(
         argument_spec={
             "directories": {"type": "list", "elements": "path", "default": []},
             "files": {"type": "list", "elements": "dict", "default": [], "options": plain},
-            "secret_files": {"type": "list", "elements": "dict", "default": [], "options": secret},
+            "secret_files": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": secret,
+                "no_log": False,
+            },
         },
         supports_check_mode=True,
     )
@@ -73,9 +107,13 @@ def main() -> None:
     for name in module.params["directories"]:
         if not Path(name).is_dir():
             paths.append(name)
+            shown.append({"prepared": f"{name} is not there yet\n"})
             if not module.check_mode:
                 Path(name).mkdir(mode=0o755, parents=True)
-    wanted = [(file, 0o644, None, False) for file in module.params["files"]]
+    wanted = [
+        (file, 0o640 if file["owner"] else 0o644, file["owner"], False)
+        for file in module.params["files"]
+    ]
     for file in module.params["secret_files"]:
         wanted.append((file, 0o400 if file["owner"] else 0o600, file["owner"], True))
     for file, mode, owner, hidden in wanted:

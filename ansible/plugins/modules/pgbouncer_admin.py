@@ -3,23 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import io
-import os
-import pwd
-import re
-import subprocess
-import time
-from dataclasses import dataclass
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
 DOCUMENTATION = r"""
 ---
 module: pgbouncer_admin
 short_description: Ask or command the admin console of every PgBouncer process of a host
+version_added: 0.1.0
+author: The poolkit authors (@poolkit)
 description:
   - Finds the processes by their unix sockets, SOCKET_DIRECTORY/N/.s.PGSQL.PORT, and talks to the
     console as the operating system user of the service, which needs no password. Needs root.
@@ -28,7 +17,7 @@ description:
     database is paused and has no connection.
   - When C(pause) fails or does not end in time on one process, those that this call has paused are
     resumed. The other commands go on with the remaining processes and fail at the end. The message
-    says for each process what happened.
+    tells for each process what happened.
   - Check mode runs C(show) and reports for the others what they would do.
 notes:
   - C(pause) waits for the end of the running transactions, and holds the queries that come
@@ -81,7 +70,7 @@ options:
 
 EXAMPLES = r"""
 - name: Show the pools
-  pgbouncer_admin: {command: show, what: POOLS}
+  poolkit.poolkit.pgbouncer_admin: {command: show, what: POOLS}
   register: __pools
 
 - name: Print the clients that wait
@@ -89,16 +78,16 @@ EXAMPLES = r"""
     msg: "{{ __pools.rows | rejectattr('cl_waiting', 'equalto', '0') }}"
 
 - name: Hold the queries while PostgreSQL restarts
-  pgbouncer_admin: {command: pause, database: shop, timeout_seconds: 8}
+  poolkit.poolkit.pgbouncer_admin: {command: pause, database: shop, timeout_seconds: 8}
 
 - name: Let the queries go
-  pgbouncer_admin: {command: resume, database: shop}
+  poolkit.poolkit.pgbouncer_admin: {command: resume, database: shop}
 
 - name: Mark the server connections for replacement after a schema change
-  pgbouncer_admin: {command: reconnect, database: shop}
+  poolkit.poolkit.pgbouncer_admin: {command: reconnect, database: shop}
 
 - name: Wait until each of them was replaced
-  pgbouncer_admin: {command: wait_close, database: shop, timeout_seconds: 120}
+  poolkit.poolkit.pgbouncer_admin: {command: wait_close, database: shop, timeout_seconds: 120}
 """
 
 RETURN = r"""
@@ -132,34 +121,26 @@ rows:
   returned: always
 """
 
-ANSWER_SECONDS = 5
-"""How long a process may take for what never blocks: a login, a SHOW, a RESUME."""
+import contextlib
+import pwd
+import re
+import time
 
-IN_THAT_STATE = re.compile(r"already suspended/paused|is not paused", re.IGNORECASE)
-"""How PgBouncer refuses PAUSE and RESUME of what is in that state."""
+from ..module_utils.pgbouncer_console import (
+    ANSWER_SECONDS,
+    RUNTIME_DIRECTORY,
+    Console,
+    State,
+    Table,
+    TimedOut,
+    Unusable,
+    find_sockets,
+)
+from ..module_utils.refused import Refused
+from ..module_utils.unlogged_module import UnloggedModule
 
-STATE_SINCE = "1.19"
-"""SHOW STATE appeared here."""
-
-
-class Refused(Exception):
-    """The console refuses a command, or is not there."""
-
-
-class TimedOut(Refused):
-    """The console took a command and did not finish it in time."""
-
-
-@dataclass(frozen=True)
-class State:
-    """What decides whether a command would change anything."""
-
-    paused: bool | None
-    """Whether the whole process is paused; None where the version does not say."""
-    databases: dict[str, dict[str, str]]
-    """Rows of SHOW DATABASES by name, the admin console's own left out."""
-    connections: dict[str, tuple[int, int]]
-    """(clients, servers) by database."""
+FAILURES = (Refused, Unusable)
+"""What fails for one process, and is told for each."""
 
 
 def quote(database: str) -> str:
@@ -177,28 +158,6 @@ def word(what: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]+", what) or what.upper() == "FDS":
         raise Refused(f"what: cannot show {what!r}; try POOLS, CLIENTS, SERVERS or DATABASES")
     return what.upper()
-
-
-def parse(text: str) -> list[dict[str, str]]:
-    """Return the rows of `psql --csv`."""
-    return list(csv.DictReader(io.StringIO(text)))
-
-
-def older(version: str, than: str) -> bool:
-    """Tell whether SHOW VERSION's answer, such as `PgBouncer 1.24.1`, is before a version."""
-    numbers = [int(part) for part in re.findall(r"\d+", version)[:2]]
-    return numbers < [int(part) for part in than.split(".")]
-
-
-def connections(pools: list[dict[str, str]]) -> dict[str, tuple[int, int]]:
-    """Return (clients, servers) by database from SHOW POOLS, whose columns differ by version."""
-    found: dict[str, tuple[int, int]] = {}
-    for row in pools:
-        clients, servers = found.get(row["database"], (0, 0))
-        clients += sum(int(v) for k, v in row.items() if k.startswith("cl_"))
-        servers += sum(int(v) for k, v in row.items() if k.startswith("sv_"))
-        found[row["database"]] = (clients, servers)
-    return found
 
 
 def plan(command: str, database: str | None, state: State) -> list[str]:
@@ -238,7 +197,7 @@ def plan(command: str, database: str | None, state: State) -> list[str]:
     return []  # wait_close only looks
 
 
-def busy(command: str, database: str | None, servers: list[dict[str, str]]) -> list[str]:
+def busy(command: str, database: str | None, servers: Table) -> list[str]:
     """Return, from SHOW SERVERS, the connections that a pause or a wait_close waits for."""
     return [
         f"{row['database']} as {row['user']} ({row['state']}, process {row['remote_pid']} of "
@@ -259,100 +218,13 @@ def summary(command: str, results: list[dict]) -> str:
     return f"{command}: {'. '.join(parts)}"
 
 
-def find_sockets(directory: str, process: int | None) -> dict[int, tuple[str, str]]:
-    """Return {process: (socket directory, port)}; raise Refused where there is none.
-
-    A process that died without its clean-up leaves a socket behind: the newest one counts.
-    """
-    found: dict[int, tuple[str, str]] = {}
-    number = "*" if process is None else process
-    pattern = f"{number}/.s.PGSQL.*"
-    sockets = [path for path in Path(directory).glob(pattern) if path.is_socket()]
-    for path in sorted(sockets, key=lambda path: path.stat().st_mtime):
-        if path.parent.name.isdecimal():
-            found[int(path.parent.name)] = (str(path.parent), path.suffix[1:])
-    if not found:
-        raise Refused(
-            f"no running PgBouncer: there is no socket {directory}/{pattern}; "
-            f"look at: systemctl status 'pgbouncer@{number}'"
-        )
-    return dict(sorted(found.items()))
-
-
-class Console:
-    """The admin console of one process, over its unix socket as the service's own user."""
-
-    def __init__(self, process: int, socket: tuple[str, str], user: str) -> None:
-        self.process = process
-        self.arguments = ["psql", "-X", "-q", "--csv", "-h", socket[0], "-p", socket[1]]
-        self.arguments += ["-U", "pgbouncer", "-d", "pgbouncer", "-c"]
-        self.owner = pwd.getpwnam(user)
-
-    def run(self, command: str, seconds: float = ANSWER_SECONDS) -> str:
-        """Return what the console prints; raise TimedOut or Refused with what it says."""
-        try:
-            done = subprocess.run(
-                [*self.arguments, command],
-                user=self.owner.pw_uid,
-                group=self.owner.pw_gid,
-                extra_groups=[],
-                env={
-                    "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-                    "PGCONNECT_TIMEOUT": str(ANSWER_SECONDS),
-                    "PGCLIENTENCODING": "UTF8",
-                },
-                capture_output=True,
-                encoding="utf-8",
-                timeout=max(seconds, 0.1),
-                cwd="/",
-            )
-        except subprocess.TimeoutExpired:
-            raise TimedOut(f"{command} did not end in time") from None
-        except PermissionError:
-            raise Refused(f"cannot become {self.owner.pw_name}: become root first") from None
-        except FileNotFoundError:
-            raise Refused("there is no psql on this host: install postgresql-client") from None
-        said = " ".join(done.stderr.split())
-        if done.returncode == 1:
-            raise Refused(f"{command} was refused: {said}")
-        if done.returncode:
-            raise Refused(f"{said}; look at: systemctl status pgbouncer@{self.process}")
-        return done.stdout
-
-    def show(self, what: str) -> list[dict[str, str]]:
-        return parse(self.run(f"SHOW {what}"))
-
-    def state(self) -> State:
-        paused = None
-        if not older(self.show("VERSION")[0]["version"], STATE_SINCE):
-            values = {row["key"]: row["value"] for row in self.show("STATE")}
-            paused = values["active"] == "no"
-        databases = {row["name"]: row for row in self.show("DATABASES")}
-        counts = connections(self.show("POOLS"))
-        for found in (databases, counts):
-            found.pop("pgbouncer", None)  # the console itself
-        return State(paused, databases, counts)
-
-    def change(self, command: str, seconds: float) -> bool:
-        """Send a command that changes the state; tell whether it was not in that state."""
-        try:
-            self.run(command, seconds)
-        except TimedOut:
-            raise
-        except Refused as error:
-            if command.startswith(("PAUSE", "RESUME")) and IN_THAT_STATE.search(str(error)):
-                return False
-            raise
-        return True
-
-
 def release(console: Console, database: str | None) -> str:
     """Take back a pause that this call has made; return how that went."""
     try:
         console.change(
             "RESUME" if database is None else f"RESUME {quote(database)}", ANSWER_SECONDS
         )
-    except Refused as error:
+    except FAILURES as error:
         return f"it may still be paused: {error}"
     return ""
 
@@ -385,10 +257,10 @@ def act(command: str, database: str | None, console: Console, deadline: float, d
         if command in ("pause", "wait_close"):
             settle(command, database, console, deadline)
         return {"outcome": "done" if done else "unchanged", "commands": sent}
-    except Refused as error:
+    except FAILURES as error:
         reasons = [str(error)]
         if isinstance(error, TimedOut) and (sent or command == "wait_close"):
-            with contextlib.suppress(Refused):
+            with contextlib.suppress(*FAILURES):
                 servers = console.show("SERVERS")
                 reasons.append(f"still busy: {'; '.join(busy(command, database, servers))}")
         if command == "pause" and sent:
@@ -421,7 +293,7 @@ def run(params: dict, dry: bool) -> tuple[list[dict], bool]:
         if command == "show":
             try:
                 results[-1] |= {"rows": console.show(what), "outcome": "shown"}
-            except Refused as error:
+            except FAILURES as error:
                 results[-1] |= {"error": str(error), "outcome": "failed"}
         else:
             results[-1] |= act(command, database, console, deadline, dry)
@@ -436,14 +308,14 @@ def run(params: dict, dry: bool) -> tuple[list[dict], bool]:
 
 def main() -> None:
     commands = ["show", "pause", "resume", "reconnect", "disable", "enable", "kill", "wait_close"]
-    module = AnsibleModule(
+    module = UnloggedModule(
         argument_spec={
             "command": {"type": "str", "required": True, "choices": commands},
             "what": {"type": "str"},
             "database": {"type": "str"},
             "process": {"type": "int"},
             "timeout_seconds": {"type": "int", "default": 20},
-            "socket_directory": {"type": "path", "default": "/run/pgbouncer"},
+            "socket_directory": {"type": "path", "default": str(RUNTIME_DIRECTORY)},
             "user": {"type": "str", "default": "pgbouncer"},
         },
         required_if=[

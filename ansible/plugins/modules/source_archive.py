@@ -3,35 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fnmatch
-import gzip
-import hashlib
-import io
-import os
-import re
-import tarfile
-import time
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.source_requirements import (
-    listed_packages,
-    locked_requirements,
-    normalised,
-)
-from ansible.module_utils.source_tree import (
-    SourceError,
-    Tree,
-    credentials,
-    source_tree,
-    without_credentials,
-)
-
 DOCUMENTATION = r"""
 ---
 module: source_archive
 short_description: Pack an application's source into an archive named by its content
+version_added: 0.1.0
+author: The poolkit authors (@poolkit)
 description:
   - Packs the source into a reproducible gzip tar archive, whose name is a hash of its content. The
     same source gives the same archive, so an unchanged one is not copied.
@@ -65,7 +42,9 @@ options:
     type: str
     default: requirements.txt
   required_files:
-    description: Further files that must exist in it.
+    description:
+      - Further files that must exist in it. Where one of several is enough, they are separated by
+        C(|); C(file#table) is a TOML file with this table.
     type: list
     elements: str
     default: []
@@ -91,14 +70,14 @@ options:
 
 EXAMPLES = r"""
 - name: Pack a directory
-  source_archive:
+  poolkit.poolkit.source_archive:
     source: /home/me/shop
     required_files: [manage.py]
     archive_directory: ~/.cache/poolkit/archives
   delegate_to: localhost
 
 - name: Pack a tag of a repository
-  source_archive:
+  poolkit.poolkit.source_archive:
     source: git@git.example.com:team/shop.git
     revision: v1.4.0
     requirements: uv.lock
@@ -137,6 +116,28 @@ revision:
   returned: success
 """
 
+import contextlib
+import fnmatch
+import gzip
+import hashlib
+import io
+import os
+import re
+import tarfile
+import time
+import tomllib
+from pathlib import Path
+
+from ..module_utils.source_requirements import listed_packages, locked_requirements, normalised
+from ..module_utils.source_tree import (
+    SourceError,
+    Tree,
+    credentials,
+    source_tree,
+    without_credentials,
+)
+from ..module_utils.unlogged_module import UnloggedModule
+
 MARKER = ".poolkit-release"
 """The last member of each archive: a release that has it was unpacked to its end.
 
@@ -161,7 +162,7 @@ def source_error(
 
     requirements: the normalised lines of the requirements file.
     """
-    lines = requirements.splitlines()
+    lines = without_credentials(requirements).splitlines()
     if other := next(filter(LOCAL.match, lines), None):
         return (
             f"app_source: the requirements of {tree.name} refer to other files "
@@ -180,13 +181,33 @@ def source_error(
             f"app_source: the requirements of {tree.name} do not list {', '.join(missing)}, which "
             "poolkit runs: add it"
         )
-    for name in required_files:
-        if not (tree.path / name).exists():
+    for names in required_files:
+        if not any(has_file(tree.path, name) for name in names.split("|")):
+            shown = " and no ".join(
+                f"{file} with [{table}]" if table else file
+                for file, _, table in (name.partition("#") for name in names.split("|"))
+            )
             return (
-                f"app_source: {tree.name} has no {name}, which its app_framework needs for "
-                "migrations: check app_source and app_framework"
+                f"app_source: {tree.name} has no {shown}, which its app_framework needs for "
+                "migrations: check app_source and app_framework, or give app_migration_command "
+                "(app_migrations: skip for an application without migrations)"
             )
     return None
+
+
+def has_file(folder: Path, name: str) -> bool:
+    """Say whether a file is there; name: of `file#table`, whether a TOML file has this table."""
+    file, _, table = name.partition("#")
+    path = folder / file
+    if not table or not path.is_file():
+        return path.exists()
+    try:
+        found = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return False
+    for key in table.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return isinstance(found, dict)
 
 
 def python_path(tree: Tree) -> list[str]:
@@ -296,7 +317,7 @@ def released(tree: Tree, parameters: dict) -> dict[str, object]:
 
 
 def main() -> None:
-    module = AnsibleModule(
+    module = UnloggedModule(
         argument_spec={
             "source": {"type": "str", "required": True},
             "revision": {"type": "str", "default": ""},

@@ -11,7 +11,10 @@ ALLOWED_HOSTS = os.environ.get("APP_ALLOWED_HOSTS", "127.0.0.1,localhost").split
 DEBUG = False
 
 INSTALLED_APPS = ["items"]
-MIDDLEWARE = ["django.middleware.security.SecurityMiddleware"]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "items.unavailable.UnavailableMiddleware",
+]
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
 TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}]

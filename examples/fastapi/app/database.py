@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from time import monotonic
 from typing import Annotated
 
 from fastapi import Depends
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from app.engine import engine
@@ -17,8 +19,12 @@ new_session = async_sessionmaker(engine, expire_on_commit=False)
 
 
 async def session() -> AsyncIterator[AsyncSession]:
-    async with new_session() as session:
+    session = new_session()
+    try:
         yield session
+    finally:
+        with suppress(DBAPIError):  # of a lost connection: it would cut the answer off
+            await asyncio.shield(session.close())
 
 
 Session = Annotated[AsyncSession, Depends(session)]

@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from app.database import Session, database_path
@@ -55,6 +56,19 @@ async def invalid_request(request: Request, error: RequestValidationError) -> JS
 @app.exception_handler(HTTPException)
 async def http_error(request: Request, error: HTTPException) -> JSONResponse:
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+
+@app.exception_handler(InterfaceError)
+@app.exception_handler(InternalError)
+@app.exception_handler(OperationalError)
+@app.exception_handler(TimeoutError)
+async def unavailable(request: Request, error: Exception) -> JSONResponse:
+    """503 where the database is lost, full or too slow: load balancers and clients try again."""
+    if isinstance(error, InternalError) and error.orig.sqlstate:
+        raise error  # PostgreSQL's own; the driver's, without a state, mean a lost connection
+    logger.error("database not available: %s", str(error).partition("\n")[0])
+    body = {"error": "the database is not available"}
+    return JSONResponse(body, status_code=503, headers={"Retry-After": "2"})
 
 
 async def status() -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 from flask import Blueprint, Request, Response, current_app, render_template, request
 from sqlalchemy import Engine, select, text
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, TimeoutError
 from sqlalchemy.orm import Session
 
 from app.models import Item, db
@@ -29,6 +30,18 @@ def status() -> dict[str, str]:
         reason = (str(cause) or type(cause).__name__).splitlines()[0]
         current_app.logger.warning("database check failed: %s", reason)
         return {"database": "error", "reason": reason, **service}
+
+
+@views.app_errorhandler(InterfaceError)
+@views.app_errorhandler(InternalError)
+@views.app_errorhandler(OperationalError)
+@views.app_errorhandler(TimeoutError)
+def unavailable(error: Exception) -> tuple[dict[str, str], int, dict[str, str]]:
+    """503 where the database is lost, full or too slow: load balancers and clients try again."""
+    if isinstance(error, InternalError) and getattr(error.orig, "sqlstate", None):
+        raise error  # PostgreSQL's own; the driver's, without a state, mean a lost connection
+    current_app.logger.error("database not available: %s", str(error).partition("\n")[0])
+    return {"error": "the database is not available"}, 503, {"Retry-After": "2"}
 
 
 @views.get("/")

@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """Serve the numbers of every PgBouncer process of this host to Prometheus.
 
-Arguments: the address and port to listen on, how many processes there are, PgBouncer's port, and
-the console's user. Each scrape asks process N over its own socket in /run/pgbouncer/N, with psql.
-Metrics have the common Go exporter's names and the label `process`; what a version lacks is absent.
+Arguments: the address and port to listen on, how many processes there are, PgBouncer's port, the
+console's user, and the directory where the watchdog counts. Each scrape asks process N over its own
+socket in /run/pgbouncer/N, with psql. Metrics have the common Go exporter's names and the label
+`process`; what a version lacks is absent.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 CLIENTS = ("active", "waiting")
 SERVERS = ("active", "active_cancel", "being_canceled", "idle", "used", "login")
@@ -42,7 +44,7 @@ COLUMNS = {
         "max_client_conn": "config_max_client_connections",
         "query_wait_timeout": "config_query_wait_timeout_seconds",
     },
-    "STATE": {"paused": "paused"},  # PAUSE without a database, from 1.19 on
+    "STATE": {"paused": "paused"},  # PAUSE without a database, where the version tells it
 }
 """SHOW command -> column -> metric without its prefix."""
 
@@ -78,6 +80,13 @@ def scrape(process: str, port: str, user: str) -> list[tuple[str, dict[str, str]
     return samples(process, done.stdout)
 
 
+def kills(directory: str, process: str) -> list[tuple[str, dict[str, str], float]]:
+    """Return how often the watchdog has ended a process since the host booted."""
+    path = Path(directory, process)
+    number = float(path.read_text()) if path.exists() else 0.0
+    return [("watchdog_kills_total", {"process": process}, number)]
+
+
 def exposition(found: list[tuple[str, dict[str, str], float]]) -> str:
     """Return samples in Prometheus' text format, those of a metric together."""
     lines = defaultdict(list)
@@ -101,7 +110,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         self.end_headers()
-        self.wfile.write(exposition([sample for one in answers for sample in one]).encode())
+        found = [sample for one in answers for sample in one]
+        found += [sample for number in numbers for sample in kills(sys.argv[6], number)]
+        self.wfile.write(exposition(found).encode())
 
     def log_request(self, *_: object) -> None:
         """Leave the journal to what goes wrong."""

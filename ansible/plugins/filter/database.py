@@ -1,0 +1,247 @@
+"""Filters for what PostgreSQL holds of the applications: roles, and what prevents them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..plugin_utils.names import AUTH_USER
+from ..plugin_utils.role_defaults import defaults, options
+from ..plugin_utils.roles import application_roles, auth_query_roles
+from ..plugin_utils.sql import quote_ident
+from ..plugin_utils.topology import Hostvars, uses_auth_query
+
+Fleet = Mapping[str, Any]
+"""As the filter `fleet` returns it."""
+
+
+def _with_passwords(fleet: Fleet, hostvars: Hostvars) -> list[dict]:
+    """Return the applications with the passwords of their roles, which the fleet does not hold."""
+    found = []
+    for app in fleet["applications"].values():
+        facts = hostvars[app["hosts"][0]]
+        passwords = {key: facts[f"app_database_{key}"] for key in ("password", "owner_password")}
+        found.append({**app, **passwords})
+    return found
+
+
+def database_roles(
+    fleet: Fleet, hostvars: Hostvars, limits: Mapping[str, int | None], seed: str
+) -> dict[str, dict]:
+    """Return the PostgreSQL roles by name: {verifier, fingerprint, connection_limit}.
+
+    limits: {application: connection limit of its user}. seed: scram_salt_seed.
+    """
+    apps = [
+        {**app, "connection_limit": limits.get(app["name"])}
+        for app in _with_passwords(fleet, hostvars)
+    ]
+    asking = [
+        hostvars[host]
+        for host in fleet["groups"]["pgbouncer"]
+        if uses_auth_query(fleet["facts"][host])
+    ]
+    return application_roles(apps, seed) | auth_query_roles(asking, seed)
+
+
+def database_variables(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a host's variables of the role database, the defaults where it gives none.
+
+    For a task on another host, where the role's defaults would be that other host's values.
+    """
+    given = {name: facts[name] for name in options("database") if name in facts}
+    return {**defaults("database"), **given}
+
+
+def database_applications(fleet: Fleet, limits: Mapping[str, int | None]) -> list[dict[str, Any]]:
+    """Return what the role database needs to know of each application; no passwords.
+
+    Each: name, database, user, owner, schema, settings, owner_settings, connection_limit,
+    owner_connection_limit. limits: {application: connection limit of its user}.
+    """
+    keys = ("name", "database", "user", "owner", "schema", "settings", "owner_settings")
+    return [
+        {key: app[key] for key in (*keys, "owner_connection_limit")}
+        | {"connection_limit": limits.get(app["name"])}
+        for app in fleet["applications"].values()
+    ]
+
+
+ENCODING = "UTF8"
+"""Of the databases that are made; one of another encoding is the module's to refuse."""
+
+
+def database_changes(
+    server: Mapping[str, Any],
+    apps: Sequence[Mapping[str, Any]],
+    roles: Mapping[str, Mapping[str, Any]],
+    reset: bool,
+    check: bool,
+) -> dict[str, list[str]]:
+    """Return what PostgreSQL lacks, as names.
+
+    server: as of `server_errors`, asked as the administrator; its rows of roles also have `usable`,
+    whether the administrator is a member, and those of databases `encoding`. apps: as of
+    `database_applications`. roles: as of `database_roles`. Returns:
+    roles: those to make, or to give the inventory's password; all of them with reset;
+    memberships: the owners that the administrator has to become a member of;
+    databases: the applications whose database is missing or differs;
+    ready: the applications that can be granted rights.
+    Check mode makes nothing: an owner that is missing cannot be joined there, and an application
+    that misses a role or its database is not ready.
+    """
+    found = {row["rolname"]: row for row in server["query_all_results"][0]}
+    databases = {row["datname"]: row for row in server["query_all_results"][1]}
+    usable = {name for name, row in found.items() if row["usable"]}
+    owners = dict.fromkeys(app["owner"] for app in apps)
+    has_auth = AUTH_USER not in roles or AUTH_USER in found
+
+    def made(app: Mapping[str, Any]) -> bool:
+        row = databases.get(app["database"], {})
+        return (row.get("owner"), row.get("encoding")) == (app["owner"], ENCODING)
+
+    def is_ready(app: Mapping[str, Any]) -> bool:
+        has_roles = app["user"] in found and app["owner"] in usable
+        return has_auth and has_roles and app["database"] in databases
+
+    return {
+        "roles": [
+            name
+            for name, role in roles.items()
+            if reset or found.get(name, {}).get("fingerprint") != role["fingerprint"]
+        ],
+        "memberships": [
+            owner for owner in owners if owner not in usable and (owner in found or not check)
+        ],
+        "databases": [app["name"] for app in apps if not made(app)],
+        "ready": [app["name"] for app in apps if is_ready(app) or not check],
+    }
+
+
+def changed_settings(
+    results: Iterable[Mapping[str, Any]], apps: Iterable[Mapping[str, Any]]
+) -> list[str]:
+    """Return the databases whose application's user has other settings than before the grants.
+
+    results: of the loop over the names of apps in roles/database/tasks/grants.yml, each with the
+    rows of access_snapshot.sql before and after; one that was skipped has none.
+    """
+    by_name = {app["name"]: app for app in apps}
+    changed = []
+    for result in results:
+        app = by_name.get(result.get("item"))
+        if app is None or "query_all_results" not in result:
+            continue
+        snapshots = (result["query_all_results"][index][0]["settings"] for index in (0, -1))
+        before, after = (json.loads(text).get(app["user"]) for text in snapshots)
+        if before != after:
+            changed.append(app["database"])
+    return changed
+
+
+PRIVILEGES = {
+    "rolsuper": ("superuser", "NOSUPERUSER"),
+    "rolreplication": ("role for replication", "NOREPLICATION"),
+    "rolcreaterole": ("role that may create roles", "NOCREATEROLE"),
+}
+"""What an application's role must not be: column of pg_roles, its name, and ALTER ROLE's word."""
+
+
+def server_errors(
+    fleet: Fleet, hostvars: Hostvars, server: Mapping[str, Any], may_change_passwords: bool
+) -> list[str]:
+    """Return why the applications' databases and roles cannot be made as the server is.
+
+    server: what roles/database/tasks/ask.yml registers; its query_all_results begin
+    with the rows of roles [{rolname, fingerprint, rolsuper, rolreplication, rolcreaterole}] and of
+    databases [{datname, owner}]. Nothing is refused where the server did not answer.
+    A message for each: a database of somebody else, a role with privileges, and passwords of
+    existing roles that differ from the inventory's, unless may_change_passwords.
+    """
+    if not server.get("query_all_results"):
+        return []
+    roles = {row["rolname"]: row for row in server["query_all_results"][0]}
+    owners = {row["datname"]: row["owner"] for row in server["query_all_results"][1]}
+    apps = fleet["applications"].values()
+    errors = [message for app in apps for message in _not_the_applications(app, roles, owners)]
+    if errors or may_change_passwords:
+        return errors
+    facts = hostvars[fleet["groups"]["applications"][0]]
+    wanted = database_roles(fleet, hostvars, {}, facts["scram_salt_seed"])
+    differing = [
+        name
+        for name, role in wanted.items()
+        if name in roles and roles[name]["fingerprint"] != role["fingerprint"]
+    ]
+    return [_changed_passwords(differing, roles, facts)] if differing else []
+
+
+def _not_the_applications(
+    app: Mapping[str, Any], roles: Mapping[str, Mapping[str, Any]], owners: Mapping[str, str]
+) -> list[str]:
+    name, database = app["name"], app["database"]
+    errors = []
+    if owners.get(database, app["owner"]) != app["owner"]:
+        errors.append(
+            f"The database {database} exists and belongs to {owners[database]}, not to "
+            f"{app['owner']}, the app_database_owner of {name}. Set app_database_owner to its "
+            "owner, or hand the database and its tables over to a role of that name first (ALTER "
+            "DATABASE … OWNER TO, REASSIGN OWNED BY … TO)"
+        )
+    for key in ("user", "owner"):
+        role = roles.get(app[key], {})
+        found = [words for column, words in PRIVILEGES.items() if role.get(column)]
+        if found:
+            errors.append(
+                f"The role {app[key]}, the app_database_{key} of {name}, exists and is a "
+                f"{' and a '.join(kind for kind, _ in found)}, which no application's role may "
+                f"be: set another app_database_{key}, or as a superuser run ALTER ROLE "
+                f"{quote_ident(app[key])} {' '.join(word for _, word in found)}"
+            )
+    return errors
+
+
+def _changed_passwords(
+    names: Sequence[str], roles: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]
+) -> str:
+    """Return the refusal of changed passwords; a role without poolkit's mark is said to be so."""
+    own = [name for name in names if str(roles[name]["fingerprint"]).startswith("poolkit:")]
+    other = [name for name in names if name not in own]
+    server = f"PostgreSQL at {facts.get('database_host')}:{facts.get('database_port')}"
+    parts = []
+    if own:
+        parts.append(
+            f"The inventory has another password than {server} for {', '.join(own)} "
+            "(app_database_password, app_database_owner_password, "
+            "pgbouncer_auth_query_password or scram_salt_seed was changed)"
+        )
+    if other:
+        parts.append(
+            f"{server} has {', '.join(other)} already, with a password that poolkit has not set "
+            "and would replace by the inventory's"
+        )
+    return (
+        ". ".join(parts)
+        + ". A changed password is an outage: pooler and PostgreSQL refuse the application's new "
+        "connections until its last host has the new release. At a quiet time run the whole "
+        "site.yml with -e database_password_change=true. Until then keep the old password in the "
+        "inventory"
+    )
+
+
+class FilterModule:
+    """Ansible's entry point."""
+
+    def filters(self) -> dict[str, Any]:
+        return {
+            function.__name__: function
+            for function in (
+                changed_settings,
+                database_applications,
+                database_changes,
+                database_roles,
+                database_variables,
+                server_errors,
+            )
+        }

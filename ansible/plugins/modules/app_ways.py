@@ -1,0 +1,202 @@
+#!/usr/bin/python
+"""Tell which ways to the database an application uses now, and which ones do not let it in."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: app_ways
+short_description: Tell which ways to the database an application uses now
+version_added: 0.1.0
+author: The poolkit authors (@poolkit)
+description:
+  - Counts the connections of the application's user on this host, to its poolers and past them, so
+    that a fallback is seen wherever the pooler is. The kernel knows them; PostgreSQL is asked for
+    nothing but since when.
+  - Logs in as the application on each way, and tells what is refused. A driver that tries the next
+    host after a wrong password would hide it.
+  - Changes nothing and never fails for what it finds.
+options:
+  user:
+    description: The operating system's user that the application runs as.
+    type: str
+    required: true
+  poolers:
+    description: The [host, port] of each pooler.
+    type: list
+    elements: list
+    default: []
+  pooler_service:
+    description: Service of service_file with everything but the address, for poolers.
+    type: str
+    required: true
+  direct:
+    description: The [host, port] of PostgreSQL itself.
+    type: list
+    elements: list
+    required: true
+  direct_allowed:
+    description: Whether the application may go to PostgreSQL itself; a login is then tried.
+    type: bool
+    default: true
+  direct_service:
+    description: The same for PostgreSQL itself.
+    type: str
+    required: true
+  service_file:
+    description: libpq's connection service file.
+    type: path
+    required: true
+  password_file:
+    description: libpq's password file.
+    type: path
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Look which way the application goes
+  poolkit.poolkit.app_ways:
+    user: shop
+    poolers: [[127.0.0.1, 6432]]
+    pooler_service: shop
+    direct: [[db.example.com, 5432]]
+    direct_service: shop_direct
+    service_file: /etc/poolkit/shop/migrate.pg_service.conf
+    password_file: /etc/poolkit/shop/migrate.pgpass
+"""
+
+RETURN = r"""
+pooled:
+  description: How many connections the application has to its poolers.
+  type: int
+  returned: success
+direct:
+  description: How many it has to PostgreSQL itself.
+  type: int
+  returned: success
+since:
+  description: When the oldest of these was made, in UTC; empty where nobody tells.
+  type: str
+  returned: success
+refused:
+  description: A sentence for each way that does not let the application in.
+  type: list
+  elements: str
+  returned: success
+"""
+
+import pwd
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+
+from ..module_utils.libpq_login import log_in
+from ..module_utils.unlogged_module import UnloggedModule
+
+ESTABLISHED = "01"
+"""The kernel's number of the state, in hexadecimal."""
+
+Address = tuple[str, int]
+"""(IP address, port)."""
+
+
+def plain(host: str) -> str:
+    """Return an IP address in its one spelling; one that is mapped into IPv6 as IPv4."""
+    address = ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)
+
+
+def address_of(text: str) -> Address:
+    """Return an address of /proc/net/tcp or tcp6: words of the host's byte order, and a port."""
+    host, _, port = text.partition(":")
+    words = [struct.pack("=I", int(host[i : i + 8], 16)) for i in range(0, len(host), 8)]
+    family = socket.AF_INET if len(words) == 1 else socket.AF_INET6
+    return plain(socket.inet_ntop(family, b"".join(words))), int(port, 16)
+
+
+def connections(table: str, user: int) -> Iterable[tuple[Address, Address]]:
+    """Yield (own address, peer) of a user's open connections, from /proc/net/tcp or tcp6."""
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == ESTABLISHED and int(fields[7]) == user:
+            yield address_of(fields[1]), address_of(fields[2])
+
+
+def addresses(ways: Iterable[Sequence[str]]) -> set[Address]:
+    """Return the addresses of hosts and ports; of a name that does not resolve now, none."""
+    found = set()
+    for host, port in ways:
+        try:
+            entries = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+        except OSError:
+            continue
+        found |= {(plain(entry[4][0]), int(port)) for entry in entries}
+    return found
+
+
+WRONG_PASSWORD = (
+    " (its password for the application is another one: run ansible/playbooks/database.yml and "
+    "ansible/playbooks/pgbouncer.yml)"
+)
+"""PgBouncer says "SASL authentication failed", PostgreSQL "password authentication failed"."""
+
+QUERY = (
+    "SELECT to_char(min(backend_start) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') "
+    "FROM pg_stat_activity WHERE usename = current_user AND client_port IN ({ports})"
+)
+"""Asks when the oldest of the role's connections from these ports was made."""
+
+
+def main() -> None:
+    addresses_of = {"type": "list", "elements": "list"}
+    module = UnloggedModule(
+        argument_spec={
+            "user": {"type": "str", "required": True},
+            "poolers": {**addresses_of, "default": []},
+            "pooler_service": {"type": "str", "required": True},
+            "direct": {**addresses_of, "required": True},
+            "direct_allowed": {"type": "bool", "default": True},
+            "direct_service": {"type": "str", "required": True},
+            "service_file": {"type": "path", "required": True},
+            "password_file": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    environment = {"PGSERVICEFILE": given["service_file"], "PGPASSFILE": given["password_file"]}
+    try:
+        user = pwd.getpwnam(given["user"]).pw_uid
+    except KeyError:
+        user = -1
+    tables = [path.read_text() for path in Path("/proc/net").glob("tcp*")]
+    open_now = [pair for table in tables for pair in connections(table, user)]
+    poolers, direct = addresses(given["poolers"]), addresses(given["direct"])
+    ports = [own[1] for own, peer in open_now if peer in direct]
+    since, refused = "", []
+    kinds = [("PgBouncer", "pooler"), ("PostgreSQL", "direct")]
+    for who, kind in kinds if given["direct_allowed"] else kinds[:1]:
+        for host, port in given["poolers" if kind == "pooler" else "direct"]:
+            way = {"host": host, "port": port, "service": given[f"{kind}_service"]}
+            listed = ", ".join(map(str, ports))
+            asks = QUERY.format(ports=listed) if kind == "direct" and ports else "SELECT ''"
+            is_open, said = log_in(way, asks, environment)
+            if not is_open:
+                if "authentication failed" in said:
+                    said += WRONG_PASSWORD
+                refused.append(f"{who} at {host}:{port} does not let the application in: {said}")
+            elif kind == "direct":
+                since = said
+    module.exit_json(
+        changed=False,
+        pooled=sum(peer in poolers for _, peer in open_now),
+        direct=len(ports),
+        since=since,
+        refused=refused,
+    )
+
+
+if __name__ == "__main__":
+    main()
