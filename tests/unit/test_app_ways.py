@@ -85,7 +85,7 @@ def test_a_way_that_is_refused_is_told(
     found = look(listeners, poolers=[["127.0.0.1", 6433]])
     assert found["refused"] == [
         "PgBouncer at 127.0.0.1:6433 does not let the application in: "
-        f"FATAL: password authentication failed{app_ways.WRONG_PASSWORD}"
+        f"FATAL: password authentication failed{app_ways.AUTHENTICATION_HINT}"
     ]
 
 

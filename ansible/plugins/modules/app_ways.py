@@ -137,7 +137,7 @@ def addresses(ways: Iterable[Sequence[str]]) -> set[Address]:
     return found
 
 
-WRONG_PASSWORD = (
+AUTHENTICATION_HINT = (
     " (its password for the application is another one: run ansible/playbooks/database.yml and "
     "ansible/playbooks/pgbouncer.yml)"
 )
@@ -185,7 +185,7 @@ def main() -> None:
             is_open, said = log_in(way, asks, environment)
             if not is_open:
                 if "authentication failed" in said:
-                    said += WRONG_PASSWORD
+                    said += AUTHENTICATION_HINT
                 refused.append(f"{who} at {host}:{port} does not let the application in: {said}")
             elif kind == "direct":
                 since = said
