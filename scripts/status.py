@@ -1,8 +1,9 @@
 """Print one line for each application: its address, the path of its database traffic, connections.
 
-`direct` counts the connections of a host past its poolers, with the age of the oldest, in UTC.
-Exit code 0 when every application is ready through its pooler, 1 when one is not, 2 when the hosts
-could not be asked. Run it as `make status`, or with --inventory for another fleet. Options that it
+`direct` counts the connections of a host past its poolers, with the age of the oldest, in UTC. A
+pooler that does not have what the inventory says is named. Exit code 0 when every application is
+ready through its pooler and all poolers are as they should be, 1 otherwise, 2 when the hosts could
+not be asked. Run it as `make status`, or with --inventory for another fleet. Options that it
 does not know go to ansible-playbook: --limit, --ask-vault-pass, --vault-password-file, …
 """
 
@@ -21,6 +22,10 @@ from rich.markup import escape
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
+
+APPLICATIONS = "Read the applications' status"
+POOLERS = "Compare the poolers with the inventory"
+"""The plays of ansible/playbooks/status.yml."""
 
 
 def connections(pools: list[dict[str, str]], database: str) -> tuple[int, int] | None:
@@ -64,17 +69,38 @@ def said(readiness: object, key: str, default: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in value[:200])
 
 
-def reports(playbook_output: dict) -> list[dict]:
-    """Return what the task `Report` of roles/app/tasks/status.yml said; {host} of the silent."""
-    said = {
-        host: {"host": host, **result["msg"]}
-        for play in playbook_output["plays"]
-        for task in play["tasks"]
-        for host, result in task["hosts"].items()
-        if task["task"]["name"].endswith("Report") and isinstance(result.get("msg"), dict)
-    }
-    asked = [host for host in playbook_output["stats"] if host != "localhost"]
-    return [said.get(host, {"host": host}) for host in asked]
+def reports(playbook_output: dict, play: str) -> list[dict]:
+    """Return what the last task of a play said of each of its hosts; {host} of the silent.
+
+    play: APPLICATIONS or POOLERS.
+    """
+    said: dict[str, dict] = {}
+    for played in playbook_output["plays"]:
+        for task in played["tasks"] if played["play"]["name"] == play else ():
+            for host, result in task["hosts"].items():
+                said.setdefault(host, {"host": host})
+                if isinstance(result.get("msg"), dict):
+                    said[host] |= result["msg"]
+    return list(said.values())
+
+
+def differences(poolers: list[dict]) -> list[str]:
+    """Return a sentence for each pooler that does not have what the inventory says."""
+    found = []
+    for pooler in poolers:
+        silent = "the host does not answer, or PostgreSQL, on which automatic pool sizes depend"
+        if error := pooler.get("error", silent):
+            found.append(
+                f"{pooler['host']}: the pooler cannot be compared with the inventory: {error}"
+            )
+        elif pooler["differs"]:
+            names = ", ".join(pooler["settings"] + pooler["reasons"])
+            found.append(
+                f"{pooler['host']}: the pooler does not have what the inventory says"
+                f"{f' ({names})' if names else ''}. ansible/playbooks/pgbouncer.yml repairs it; "
+                "with --check --diff it shows what it would change"
+            )
+    return found
 
 
 def table(rows: list[dict]) -> tuple[Table, bool]:
@@ -127,10 +153,12 @@ def main() -> int:
     }
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     try:
-        rows = reports(json.loads(run.stdout))
+        output = json.loads(run.stdout)
     except ValueError:
         print(run.stdout + run.stderr, file=sys.stderr)
         return 2
+    rows = reports(output, APPLICATIONS)
+    differing = differences(reports(output, POOLERS))
     if not rows:
         print("No host answered: are the hosts up? Run `make up`.", file=sys.stderr)
         return 2
@@ -144,7 +172,9 @@ def main() -> int:
                 print(f"{row['host']}: PgBouncer: {row['pooler_error']}", file=sys.stderr)
             for reason in row.get("refused", []):
                 print(f"{row['host']}: {row['application']}: {reason}", file=sys.stderr)
-    return 0 if healthy else 1
+    for sentence in differing:
+        print(sentence, file=sys.stderr)
+    return 0 if healthy and not differing else 1
 
 
 if __name__ == "__main__":

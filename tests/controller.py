@@ -6,10 +6,12 @@ Molecule's hosts and on others.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import testinfra
@@ -50,3 +52,16 @@ def connect(host: str, connection: str, address: str) -> Host:
     if connection.endswith("docker"):
         return testinfra.get_host(f"docker://{address}")
     return testinfra.get_host(f"ansible://{host}")
+
+
+@contextlib.contextmanager
+def dropped(container: str, *rule: str) -> Iterator[None]:
+    """Drop packets in a container's network meanwhile: iptables' chain and match."""
+    shown = ["docker", "inspect", "-f", "{{.State.Pid}}", container]
+    pid = subprocess.check_output(shown, text=True).strip()
+    iptables = ["nsenter", "-t", pid, "-n", "iptables"]
+    subprocess.run([*iptables, "-I", *rule, "-j", "DROP"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*iptables, "-D", *rule, "-j", "DROP"], check=True)

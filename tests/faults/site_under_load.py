@@ -211,6 +211,7 @@ class Outcome:
     """From the fault's end until no request failed any more."""
     until_pooler: float | None
     """From the fault's end until a connection past the pooler was used for the last time."""
+    peak_past_the_pooler: int
     peak_connections: int
     limit: int
     lost: int
@@ -261,6 +262,7 @@ def measured(
         until_normal=max(0.0, last - end),
         # The last second tells whether it is over.
         until_pooler=None if not pooled or past > time.time() - 1 else max(0.0, past - end),
+        peak_past_the_pooler=max((len(line) - 2 for line in ways), default=0),
         peak_connections=peak,
         limit=0,
         lost=0,

@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 
 import httpx
 import pytest
-from controller import ROOT, ansible
+from controller import ROOT, ansible, dropped
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -74,23 +75,12 @@ def hung(the_site: Site) -> None:
         assert f"killed process 1 (pid {before[name]}): no answer for 3 s" in log
 
 
-def in_network(container: str, *command: str) -> None:
-    """Run a program of this machine in a container's network."""
-    shown = ["docker", "inspect", "-f", "{{.State.Pid}}", container]
-    pid = subprocess.check_output(shown, text=True).strip()
-    subprocess.run(["nsenter", "-t", pid, "-n", *command], check=True)
-
-
 def unreachable(the_site: Site, seconds: float = 20) -> None:
     """Packets to the pooler are dropped, as those to a host that is gone."""
-    rule = ["INPUT", "-p", "tcp", "--dport", "6432", "-j", "DROP"]
-    try:
+    with contextlib.ExitStack() as stack:
         for service in the_site.services.values():
-            in_network(service.container, "iptables", "-I", *rule)
+            stack.enter_context(dropped(service.container, "INPUT", "-p", "tcp", "--dport", "6432"))
         time.sleep(seconds)
-    finally:
-        for service in the_site.services.values():
-            in_network(service.container, "iptables", "-D", *rule)
 
 
 @contextlib.contextmanager
@@ -111,19 +101,66 @@ def full(the_site: Site) -> None:
         time.sleep(15)
 
 
+def status(code: int) -> str:
+    """Run `make status`, which is to end with a code; return what it said."""
+    command = [sys.executable, ROOT / "scripts/status.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr
+
+
 def wrong_password(the_site: Site) -> None:
     """The applications go on past the pooler, and the status names the pooler that refuses them."""
     passwords = 's/ "SCRAM-SHA-256[^"]*"/ "another"/'
     with changed(the_site, "/etc/pgbouncer/userlist.txt", passwords):
         time.sleep(3)
-        status = subprocess.run(
-            [sys.executable, ROOT / "scripts/status.py"], cwd=ROOT, capture_output=True, text=True
-        )
-    assert status.returncode == 1
+        said = status(1)
     for name in the_site.services:
-        refused = f"{name}: PgBouncer at 127.0.0.1:6432 does not let the application in: "
-        assert refused in status.stderr, status.stdout + status.stderr
-    assert "its password for the application is another one" in status.stderr
+        assert f"{name}: PgBouncer at 127.0.0.1:6432 does not let the application in: " in said
+    assert "its password for the application is another one" in said
+
+
+def damaged(the_site: Site) -> None:
+    """A file that ends too early, and a reload by hand: named by the status, mended by a run."""
+    ini = "/etc/pgbouncer/pgbouncer.ini"
+    try:
+        the_site.everywhere(f"sed -i '/^max_client_conn/,$d' {ini}; systemctl reload pgbouncer@1")
+        assert status(1).count("the pooler does not have what the inventory says") == 3
+    finally:
+        done = ansible("ansible-playbook", "ansible/playbooks/pgbouncer.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    status(0)
+
+
+def journal_full(the_site: Site, seconds: float = 15) -> None:
+    """The journal has a small disk of its own, and it is full."""
+    journal = "/var/log/journal"
+    restart = "systemctl restart systemd-journald"
+    try:
+        the_site.everywhere(
+            f"mount -t tmpfs -o size=8m tmpfs {journal} && {restart}; "
+            f"dd if=/dev/zero of={journal}/fill bs=64k; sync"
+        )
+        for service in the_site.services.values():
+            assert service.run(f"df --output=avail {journal} | tail -n 1") == "0"
+        time.sleep(seconds)
+    finally:
+        the_site.everywhere(f"rm -f {journal}/fill; umount -l {journal}; {restart}")
+
+
+def more_than_the_limit(the_site: Site, seconds: float = 10) -> None:
+    """PostgreSQL lets an application have one connection, and its clients need more."""
+    limits = {}
+    for name in the_site.services:
+        asks = f"SELECT rolconnlimit FROM pg_roles WHERE rolname = '{name}'"
+        (limits[name],) = the_site.sql("postgres", asks)
+    try:
+        for name in limits:
+            the_site.sql("postgres", f"ALTER ROLE {name} CONNECTION LIMIT 1")
+        stopped(the_site, seconds)
+    finally:
+        for name, limit in limits.items():
+            the_site.sql("postgres", f"ALTER ROLE {name} CONNECTION LIMIT {limit}")
 
 
 def postgres_down(the_site: Site, seconds: float = 20) -> None:
@@ -208,6 +245,13 @@ MATRIX: dict[str, tuple[Callable, Limits]] = {
     ),
     "max_client_conn reached": (full, Limits(failed=None, slowest=2)),
     "wrong password in the user list": (wrong_password, Limits()),
+    "pgbouncer.ini damaged, reloaded by hand": (damaged, Limits(failed=0)),
+    "journal's disk full": (journal_full, Limits(failed=0)),
+    "connection limit reached": (more_than_the_limit, Limits(failed=None, slowest=5, normal=5)),
+    "pooler stopped, no fallback": (
+        partial(stopped, seconds=10),
+        Limits(failed=None, slowest=5, normal=5),
+    ),
     "PostgreSQL down for 20 s": (postgres_down, Limits(failed=None, slowest=5, normal=5)),
     "PostgreSQL hung for 20 s": (postgres_hung, Limits(failed=None, slowest=5, normal=5)),
     "PostgreSQL restarted in a pause": (postgres_restarted_in_a_pause, Limits(failed=0)),
@@ -294,21 +338,27 @@ def the_site() -> Site:
     return site()
 
 
+DEPLOYMENTS = {
+    "two processes": ("ansible/playbooks/pgbouncer.yml", "pgbouncer_processes=2"),
+    "no fallback": ("site.yml", "app_database_fallback_enabled=false"),
+}
+"""What some faults need: a part of the fault's name -> (playbook, variable)."""
+
+
 @pytest.fixture
-def processes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Give the poolers as many processes as a fault needs."""
-    if "two processes" not in request.node.name:
-        yield
-        return
-    configure = ("ansible-playbook", "ansible/playbooks/pgbouncer.yml", "-e")
-    done = ansible(*configure, "pgbouncer_processes=2")
-    assert done.returncode == 0, done.stdout + done.stderr
+def deployment(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Deploy what the fault needs, and afterwards what the inventory says."""
+    needed = [given for part, given in DEPLOYMENTS.items() if part in request.node.name]
+    for playbook, variable in needed:
+        done = ansible("ansible-playbook", playbook, "-e", variable)
+        assert done.returncode == 0, done.stdout + done.stderr
     yield
-    done = ansible(*configure, "pgbouncer_processes=1")
-    assert done.returncode == 0, done.stdout + done.stderr
+    for playbook, _ in needed:
+        done = ansible("ansible-playbook", playbook)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.usefixtures("processes")
+@pytest.mark.usefixtures("deployment")
 @pytest.mark.parametrize("fault", [name for name in MATRIX if not SHORT or name in IN_SHORT])
 def test_fault(fault: str, the_site: Site, outcomes: list[Outcome]) -> None:
     inject, limits = MATRIX[fault]
@@ -318,5 +368,7 @@ def test_fault(fault: str, the_site: Site, outcomes: list[Outcome]) -> None:
         inject(the_site)
         moments["end"] = time.time()
     outcomes.extend(new)
+    if "no fallback" in fault:
+        assert not any(o.peak_past_the_pooler for o in new), new
     problems = {o.application: text for o in new if (text := broken(o, limits))}
     assert not problems, problems

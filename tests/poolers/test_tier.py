@@ -1,9 +1,11 @@
 """Poolers on hosts of their own: where they listen, whom they let in, what they count for."""
 
+import time
+
 import psycopg
 import pytest
 from conftest import Pooler
-from controller import ansible, connect, resolve
+from controller import ansible, connect, dropped, resolve
 from testinfra.host import Host
 
 
@@ -30,6 +32,21 @@ def test_application_reaches_each_pooler(
     url = f"host={pooler.address} port=6432 user=shop dbname=shop"
     command = ["env", f"PGPASSWORD={fact['password']}", "psql", "-XAtc", "SELECT 1", url]
     assert application.check_output(" ".join(["%s"] * len(command)), *command) == "1"
+
+
+def test_pooler_that_sends_nothing_is_passed_over(application: Host) -> None:
+    """Packets to the first pooler are dropped; connect_timeout is the role's default."""
+    fact = resolve("pgbouncer", address="private_address")
+    password = resolve("db2", password="app_database_password")["db2"]["password"]
+    hosts = ",".join(fact[host]["address"] for host in ("trixie1", "bookworm1"))
+    url = f"host={hosts} port=6432 user=shop dbname=shop connect_timeout=2"
+    psql = ["env", f"PGPASSWORD={password}", "psql", "-XAtc", r"\echo :HOST", url]
+    container = resolve("db2", container="ansible_host")["db2"]["container"]
+    with dropped(container, "OUTPUT", "-p", "tcp", "-d", fact["trixie1"]["address"]):
+        start = time.monotonic()
+        said = application.check_output(" ".join(["%s"] * len(psql)), *psql)
+        assert time.monotonic() - start < 4
+    assert said == fact["bookworm1"]["address"]
 
 
 def test_other_hosts_are_refused(pooler: Pooler) -> None:

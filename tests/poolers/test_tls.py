@@ -1,9 +1,12 @@
 """TLS on both sides, logins by certificate, and a renewal that cuts nobody off."""
 
+import asyncio
 import re
+import ssl
 import subprocess
 from collections.abc import Iterator
 
+import asyncpg
 import psycopg
 import pytest
 from conftest import Pooler
@@ -66,6 +69,25 @@ def test_pooler_verifies_postgresql(pooler: Pooler, verified: dict) -> None:
         encrypted = connection.execute("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
         assert encrypted.fetchone() == (True,)
     assert pooler.settings()["server_tls_sslmode"] == "verify-full"
+
+
+REFUSED = (asyncpg.InvalidAuthorizationSpecificationError, "no pg_hba.conf entry .*SSL encryption")
+"""The controller may not log in; PostgreSQL says so after the certificate has passed."""
+
+
+@pytest.mark.parametrize(
+    ("authority", "error"),
+    [("ca.crt", REFUSED), ("shop.crt", (ssl.SSLCertVerificationError, "verify failed"))],
+)
+def test_asyncpg_verifies_postgresql_behind_a_socket(
+    folder: str, authority: str, error: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the fallback of one URL does: first the pooler's socket, where sslmode does not count."""
+    address = resolve("db2", address="private_address")["db2"]["address"]
+    monkeypatch.setenv("PGSSLROOTCERT", f"{folder}/{authority}")
+    login = {"user": "shop", "database": "shop", "password": "any", "ssl": "verify-full"}
+    with pytest.raises(error[0], match=error[1]):
+        asyncio.run(asyncpg.connect(host=["/nonexistent", address], port=[6432, 5432], **login))
 
 
 def test_authority_that_did_not_sign_is_refused_before_the_change(pooler: Pooler) -> None:

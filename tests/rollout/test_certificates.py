@@ -53,20 +53,43 @@ def test_service_files_verify(site: Site, name: str) -> None:
         assert "certificate verify failed" in refused.stderr, (user, service)
 
 
+def in_the_application(site: Site, name: str, program: str) -> str:
+    """Run a program with the driver and the environment of the application."""
+    unit = "systemd-run --quiet --pipe --wait --collect -p User=django"
+    return site.hosts[name].check_output(
+        f"{unit} -p EnvironmentFile=/etc/poolkit/django/app.env "
+        "/srv/django/current/.venv/bin/python -c %s",
+        program.replace("{SAYS}", SAYS),
+    )
+
+
 @pytest.mark.parametrize("name", ["web1", "web2"])
 def test_direct_url_verifies(site: Site, name: str) -> None:
-    """With the driver and the environment of the application."""
-    unit = "systemd-run --quiet --pipe --wait --collect -p User=django"
-    encrypted, error = (
-        site.hosts[name]
-        .check_output(
-            f"{unit} -p EnvironmentFile=/etc/poolkit/django/app.env "
-            "/srv/django/current/.venv/bin/python -c %s",
-            DIRECT.replace("{SAYS}", SAYS),
-        )
-        .split("\n", 1)
-    )
+    encrypted, error = in_the_application(site, name, DIRECT).split("\n", 1)
     assert encrypted == "True"
+    assert "could not read root certificate file" in error
+
+
+FALLBACK = """
+import os
+import psycopg
+
+url = os.environ["DATABASE_URL"]
+print(psycopg.connect(url).info.host)
+past = url.replace("/run/pgbouncer/1", "/nonexistent")
+for url in (past, past.replace("database_ca.crt", "pg_service.conf")):
+    try:
+        print(psycopg.connect(url).execute("{SAYS}").fetchone()[0])
+    except psycopg.OperationalError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["web1", "web2"])
+def test_fallback_verifies(site: Site, name: str) -> None:
+    """The pooler is plain, on its socket; PostgreSQL itself, in the same URL, is verified."""
+    host, encrypted, error = in_the_application(site, name, FALLBACK).split("\n", 2)
+    assert (host, encrypted) == ("/run/pgbouncer/1", "True")
     assert "could not read root certificate file" in error
 
 

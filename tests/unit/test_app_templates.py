@@ -94,6 +94,8 @@ def rendered(
     hosts["limits"] = {**KINDS["wsgi"], "app_resource_limits": {"TasksMax": 9, "MemoryMax": "1G"}}
     verified = {**KINDS["wsgi"], "database_sslmode": "verify-full", "database_ca_file": "/ca.pem"}
     hosts["verified"] = verified
+    socket = {"app_poolers": [{"host": "/run/pgbouncer/1", "port": 6432}]}
+    hosts["verified-socket"] = {**verified, **socket}
     hosts["verified-native"] = {**verified, "app_connection_strategy": "native"}
     hosts["verified-asyncpg"] = {**verified, "app_database_url_scheme": "postgresql+asyncpg"}
     inventory = {"all": {"vars": COMMON, "hosts": hosts}}
@@ -211,14 +213,14 @@ def verifies(url: str, authority: str) -> bool:
     return url.endswith(f"&sslmode=verify-full&sslrootcert={authority}")
 
 
-@pytest.mark.parametrize("host", ["verified", "verified-native"])
+@pytest.mark.parametrize("host", ["verified", "verified-native", "verified-socket"])
 def test_direct_ways_verify_postgresql(rendered: Rendered, host: str) -> None:
-    """The pooled URL cannot: its parameters are for the plain connection to the pooler as well."""
+    """A pooled URL only with the pooler's socket: its parameters are for the pooler as well."""
     found = read_systemd(rendered[host]["app.env"])
     assert verifies(found["DATABASE_DIRECT_URL"], CA)
-    native = host == "verified-native"
-    assert verifies(found["DATABASE_URL"], CA) == native
-    parts = ("verify-full", CA) if native else ("prefer", "")
+    whole = host != "verified"
+    assert verifies(found["DATABASE_URL"], CA) == whole
+    parts = ("verify-full", CA) if whole else ("prefer", "")
     assert (found["DB_TLS"], found["DB_CA"]) == parts
     assert "PGSSLROOTCERT" not in found  # libpq would demand it of a pooler as well
     found = read_systemd(rendered[host]["migrate.env"])
@@ -235,7 +237,11 @@ def test_asyncpg_gets_the_authority_from_the_environment(rendered: Rendered) -> 
 
 @pytest.mark.parametrize(
     ("host", "verified"),
-    [("verified", ["shop_direct", "shop_owner"]), ("verified-native", ["shop", "shop_direct"])],
+    [
+        ("verified", ["shop_direct", "shop_owner"]),
+        ("verified-native", ["shop", "shop_direct"]),
+        ("verified-socket", ["shop", "shop_direct"]),
+    ],
 )
 def test_service_files_verify_postgresql(
     rendered: Rendered, host: str, verified: list[str]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from plugins.module_utils import tcp_connections
 from plugins.modules import app_ways
 
 PSQL = """#!/bin/sh
@@ -99,8 +100,8 @@ def test_a_way_that_is_refused_is_told(
 )
 def test_addresses_of_the_kernel(text: str, expected: tuple[str, int]) -> None:
     """As a little-endian machine writes them; the tests run on no other."""
-    assert app_ways.address_of(text) == expected
+    assert tcp_connections.address_of(text) == expected
 
 
 def test_name_that_does_not_resolve_has_no_address() -> None:
-    assert app_ways.addresses([["no.such.host.invalid", "5432"]]) == set()
+    assert tcp_connections.addresses([["no.such.host.invalid", "5432"]]) == set()

@@ -196,6 +196,21 @@ def test_pooler_beside_the_application_keeps_its_port() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        ({"database_sslmode": "verify-full"}, "/run/pgbouncer/1"),
+        ({"app_database_sslmode": "verify-ca"}, "/run/pgbouncer/1"),
+        ({"database_sslmode": "verify-full", "app_database_sslmode": "require"}, "127.0.0.1"),
+        ({"database_sslmode": "verify-full", "pgbouncer_processes": "2"}, "127.0.0.1"),
+        ({"database_sslmode": "verify-full", "app_database_fallback_enabled": "no"}, "127.0.0.1"),
+    ],
+)
+def test_verified_fallback_needs_the_poolers_socket(given: dict, host: str) -> None:
+    """Of all hosts in a URL, sslmode counts for those that are reached over TCP."""
+    assert ways(hosts(**given), BOTH, "web2") == [{"host": host, "port": 6432}]
+
+
+@pytest.mark.parametrize(
     "groups", [inventory("web1", "web2", poolers=["web1"]), {"applications": ["web1", "web2"]}]
 )
 def test_host_without_a_pooler_is_refused(groups: dict) -> None:

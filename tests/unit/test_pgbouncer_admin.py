@@ -181,11 +181,14 @@ class Console:
         """again: whether it takes RESUME; deaf: whether connections stay busy all the same."""
         self.process, self.trouble, self.again, self.deaf = process, trouble, again, deaf
         self.sent: list[str] = []
+        self.config = {"query_wait_timeout": "4", "query_timeout": "0"}
 
     def state(self) -> admin.State:
         return state()
 
     def show(self, what: str) -> list[dict[str, str]]:
+        if what == "CONFIG":
+            return [{"key": name, "value": value} for name, value in self.config.items()]
         assert what == "SERVERS"
         return SERVERS if self.deaf or isinstance(self.trouble, admin.TimedOut) else []
 
@@ -248,6 +251,24 @@ def test_pause_that_is_answered_too_early_is_no_pause(monkeypatch: pytest.Monkey
     assert (failed, outcomes(results)) == (True, ["failed"])
     assert "still busy: shop as u (active, process 11" in results[0]["error"]
     assert console.sent == ["PAUSE", "RESUME"]
+
+
+@pytest.mark.parametrize(
+    ("command", "wait", "query", "seconds"),
+    [
+        ("pause", "4", "0", 3),
+        ("pause", "120", "4.5", 3.5),
+        ("pause", "0", "0", 20),
+        ("pause", "1", "0", 1),
+        ("wait_close", "4", "4", 20),
+    ],
+)
+def test_pause_ends_before_what_it_holds_fails(
+    command: str, wait: str, query: str, seconds: float
+) -> None:
+    console = Console(1)
+    console.config = {"query_wait_timeout": wait, "query_timeout": query}
+    assert admin.seconds_of(command, [console]) == seconds
 
 
 @pytest.mark.parametrize(("deaf", "outcome"), [(False, "done"), (True, "failed")])

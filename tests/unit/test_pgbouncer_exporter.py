@@ -1,5 +1,7 @@
 """What the exporter makes of psql's output; the scenario `console` scrapes it."""
 
+import getpass
+import socket
 import subprocess
 from pathlib import Path
 
@@ -93,3 +95,14 @@ def test_kills_of_the_watchdog_are_counted(tmp_path: Path) -> None:
         'pgbouncer_watchdog_kills_total{process="2"} 3.0',
     ]
     assert exporter.kills(str(tmp_path / "no-watchdog"), "1")[0][2] == 0.0
+
+
+def test_connections_past_the_pooler_are_counted_by_user() -> None:
+    user = getpass.getuser()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            found = exporter.past_the_pooler("localhost", str(port), "pgbouncer")
+            assert found == [("direct_connections", {"user": user}, 1.0)]
+            assert exporter.past_the_pooler("localhost", str(port), user) == []
+    assert exporter.past_the_pooler("no.such.host.invalid", "5432", "pgbouncer") == []

@@ -7,6 +7,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+import status
 import yaml
 from collection import COLLECTION
 
@@ -184,10 +185,13 @@ def test_every_way_to_change_an_application_ends_with_the_outcome() -> None:
         assert last["ansible.builtin.import_playbook"] == "plays/outcome.yml"
 
 
-def test_status_runs_on_the_applications_hosts_alone() -> None:
-    """scripts/status.py takes every host of the run that does not report for a silent one."""
-    (play,) = yaml.safe_load((ROOT / "ansible/playbooks/status.yml").read_text())
-    assert play["hosts"] == "applications"
+def test_status_has_the_plays_that_the_script_reads() -> None:
+    """scripts/status.py takes each of their hosts that does not report for a silent one."""
+    plays = yaml.safe_load((ROOT / "ansible/playbooks/status.yml").read_text())
+    assert {play["name"]: play.get("hosts") for play in plays[1:]} == {
+        status.APPLICATIONS: "applications",
+        status.POOLERS: "pgbouncer",
+    }
 
 
 def test_the_plan_comes_before_anything_changes() -> None:

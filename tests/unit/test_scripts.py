@@ -116,11 +116,34 @@ def test_odd_answer_of_an_application_is_one_line(answer: object) -> None:
 def test_silent_host_is_reported() -> None:
     output = {
         "plays": [
-            {"tasks": [{"task": {"name": "app : Report"}, "hosts": {"a": {"msg": {"x": 1}}}}]}
+            {"play": {"name": "Derive"}, "tasks": [{"hosts": {"c": {"changed": False}}}]},
+            {
+                "play": {"name": status.APPLICATIONS},
+                "tasks": [
+                    {"hosts": {"a": {}, "b": {"unreachable": True, "msg": "no route"}}},
+                    {"hosts": {"a": {"msg": {"x": 1}}}},
+                ],
+            },
         ],
-        "stats": {"a": {}, "b": {"unreachable": 1}},
     }
-    assert status.reports(output) == [{"host": "a", "x": 1}, {"host": "b"}]
+    assert status.reports(output, status.APPLICATIONS) == [{"host": "a", "x": 1}, {"host": "b"}]
+    assert status.reports(output, status.POOLERS) == []
+
+
+def test_pooler_that_differs_is_named() -> None:
+    same = {"differs": False, "settings": [], "reasons": [], "error": ""}
+    poolers = [
+        {"host": "a", **same},
+        {"host": "b", **same, "differs": True, "settings": ["pgbouncer.max_client_conn"]},
+        {"host": "c", **same, "differs": True, "reasons": ["process 1 does not run"]},
+        {"host": "d", **same, "error": "it is locked"},
+        {"host": "silent"},
+    ]
+    b, c, d, silent = status.differences(poolers)
+    assert b.startswith("b: the pooler does not have what the inventory says (pgbouncer.max_client")
+    assert "(process 1 does not run)" in c
+    assert d == "d: the pooler cannot be compared with the inventory: it is locked"
+    assert "the host does not answer" in silent
 
 
 def test_summary_adds_up(tmp_path: Path) -> None:

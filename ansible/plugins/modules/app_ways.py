@@ -86,56 +86,10 @@ refused:
 """
 
 import pwd
-import socket
-import struct
-from collections.abc import Iterable, Sequence
-from ipaddress import IPv6Address, ip_address
-from pathlib import Path
 
 from ..module_utils.libpq_login import log_in
+from ..module_utils.tcp_connections import addresses, open_connections
 from ..module_utils.unlogged_module import UnloggedModule
-
-ESTABLISHED = "01"
-"""The kernel's number of the state, in hexadecimal."""
-
-Address = tuple[str, int]
-"""(IP address, port)."""
-
-
-def plain(host: str) -> str:
-    """Return an IP address in its one spelling; one that is mapped into IPv6 as IPv4."""
-    address = ip_address(host.partition("%")[0])
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return str(mapped or address)
-
-
-def address_of(text: str) -> Address:
-    """Return an address of /proc/net/tcp or tcp6: words of the host's byte order, and a port."""
-    host, _, port = text.partition(":")
-    words = [struct.pack("=I", int(host[i : i + 8], 16)) for i in range(0, len(host), 8)]
-    family = socket.AF_INET if len(words) == 1 else socket.AF_INET6
-    return plain(socket.inet_ntop(family, b"".join(words))), int(port, 16)
-
-
-def connections(table: str, user: int) -> Iterable[tuple[Address, Address]]:
-    """Yield (own address, peer) of a user's open connections, from /proc/net/tcp or tcp6."""
-    for line in table.splitlines()[1:]:
-        fields = line.split()
-        if fields[3] == ESTABLISHED and int(fields[7]) == user:
-            yield address_of(fields[1]), address_of(fields[2])
-
-
-def addresses(ways: Iterable[Sequence[str]]) -> set[Address]:
-    """Return the addresses of hosts and ports; of a name that does not resolve now, none."""
-    found = set()
-    for host, port in ways:
-        try:
-            entries = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-        except OSError:
-            continue
-        found |= {(plain(entry[4][0]), int(port)) for entry in entries}
-    return found
-
 
 AUTHENTICATION_HINT = (
     " (its password for the application is another one: run ansible/playbooks/database.yml and "
@@ -171,8 +125,7 @@ def main() -> None:
         user = pwd.getpwnam(given["user"]).pw_uid
     except KeyError:
         user = -1
-    tables = [path.read_text() for path in Path("/proc/net").glob("tcp*")]
-    open_now = [pair for table in tables for pair in connections(table, user)]
+    open_now = [(own, peer) for uid, own, peer in open_connections() if uid == user]
     poolers, direct = addresses(given["poolers"]), addresses(given["direct"])
     ports = [own[1] for own, peer in open_now if peer in direct]
     since, refused = "", []

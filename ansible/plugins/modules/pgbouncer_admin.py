@@ -21,8 +21,8 @@ description:
   - Check mode runs C(show) and reports for the others what they would do.
 notes:
   - C(pause) waits for the end of the running transactions, and holds the queries that come
-    meanwhile. A query that is held for longer than query_wait_timeout fails, so choose
-    O(timeout_seconds) below it.
+    meanwhile. A query that is held for longer than query_wait_timeout or query_timeout fails. For
+    a longer pause, set both higher in the console first (docs/fallback.md).
   - C(resume) without a database ends every pause, also that of C(kill) and those of single
     databases, which PgBouncer's own RESUME would leave.
   - PgBouncer before 1.19 does not show whether the whole process is paused; there check mode
@@ -55,9 +55,11 @@ options:
     description: Number of a process; every running process where not given.
     type: int
   timeout_seconds:
-    description: How long C(pause) and C(wait_close) may take, over all processes.
+    description:
+      - How long C(pause) and C(wait_close) may take, over all processes. 20 where not given.
+      - Where not given, C(pause) takes at most a second less than the processes' query_wait_timeout
+        and query_timeout, so that no query that it holds fails.
     type: int
-    default: 20
   socket_directory:
     description: Directory that holds one directory for each process.
     type: path
@@ -78,7 +80,7 @@ EXAMPLES = r"""
     msg: "{{ __pools.rows | rejectattr('cl_waiting', 'equalto', '0') }}"
 
 - name: Hold the queries while PostgreSQL restarts
-  poolkit.poolkit.pgbouncer_admin: {command: pause, database: shop, timeout_seconds: 8}
+  poolkit.poolkit.pgbouncer_admin: {command: pause, database: shop}
 
 - name: Let the queries go
   poolkit.poolkit.pgbouncer_admin: {command: resume, database: shop}
@@ -141,6 +143,10 @@ from ..module_utils.unlogged_module import UnloggedModule
 
 FAILURES = (Refused, Unusable)
 """What fails for one process, and is told for each."""
+
+USUAL_SECONDS = 20
+LIMITS = ("query_wait_timeout", "query_timeout")
+"""Settings after which a query that is held fails; both count from the moment it was asked."""
 
 
 def quote(database: str) -> str:
@@ -268,6 +274,16 @@ def act(command: str, database: str | None, console: Console, deadline: float, d
         return {"outcome": "failed", "commands": sent, "error": ", ".join(reasons)}
 
 
+def seconds_of(command: str, consoles: list[Console]) -> float:
+    """Return how long a command may take where nobody said it; at least 1."""
+    held = [float(USUAL_SECONDS + 1)]
+    for console in consoles if command == "pause" else ():
+        with contextlib.suppress(*FAILURES):  # what is wrong with it, the command will tell
+            settings = {row["key"]: row["value"] for row in console.show("CONFIG")}
+            held += [float(settings.get(name) or 0) for name in LIMITS]
+    return max(1.0, min(filter(None, held)) - 1)
+
+
 def run(params: dict, dry: bool) -> tuple[list[dict], bool]:
     """Run the module's command on each process; return (results, whether one failed)."""
     command, database = params["command"], params["database"]
@@ -282,7 +298,10 @@ def run(params: dict, dry: bool) -> tuple[list[dict], bool]:
         raise Refused(f"user: there is no operating system user {params['user']}") from None
     sockets = find_sockets(params["socket_directory"], params["process"])
     consoles = [Console(number, socket, params["user"]) for number, socket in sockets.items()]
-    deadline = time.monotonic() + params["timeout_seconds"]
+    seconds = params["timeout_seconds"]
+    if seconds is None:
+        seconds = seconds_of(command, consoles)
+    deadline = time.monotonic() + seconds
     results: list[dict] = []
     failed = False
     for console in consoles:
@@ -314,7 +333,7 @@ def main() -> None:
             "what": {"type": "str"},
             "database": {"type": "str"},
             "process": {"type": "int"},
-            "timeout_seconds": {"type": "int", "default": 20},
+            "timeout_seconds": {"type": "int"},
             "socket_directory": {"type": "path", "default": str(RUNTIME_DIRECTORY)},
             "user": {"type": "str", "default": "pgbouncer"},
         },

@@ -30,6 +30,9 @@ STRATEGIES = (*POOLED, "native", "managed", "direct")
 FRAMEWORKS = ("django", "fastapi", "flask")
 """What app_framework may be; the role app itself demands one."""
 
+VERIFYING = ("verify-ca", "verify-full")
+"""libpq's sslmodes that look at the server's certificate."""
+
 POOL_MODES = ("transaction", "session")
 """What app_pool_mode may be."""
 
@@ -97,11 +100,28 @@ def _network(address: str) -> str:
     return f"{address}/{128 if ':' in address else 32}"
 
 
+def address_beside(facts: Mapping[str, Any], host: str) -> str:
+    """Return the address of the pooler on the application's own host: loopback, or its socket.
+
+    Drivers take one `sslmode` for all hosts of a URL, and ignore it on a unix socket. So a fallback
+    that verifies PostgreSQL needs the socket. Several processes share a port, and have a socket
+    each: there the fallback stays unverified.
+    """
+    sslmode = facts.get("app_database_sslmode", facts.get("database_sslmode"))
+    variable = "pgbouncer_processes"
+    verified = sslmode in VERIFYING and flag_of(facts, "app_database_fallback_enabled")
+    if verified and whole_number(value_of(facts, variable), variable, host) == 1:
+        return "/run/pgbouncer/1"
+    return "127.0.0.1"
+
+
 def endpoints(hostvars: Hostvars, poolers: Sequence[str], host: str) -> list[dict]:
     """Return pooler hosts as an application's host reaches them: [{host, port}, …]."""
     return [
         {
-            "host": "127.0.0.1" if pooler == host else _private_address(hostvars, pooler),
+            "host": address_beside(hostvars[host], host)
+            if pooler == host
+            else _private_address(hostvars, pooler),
             "port": whole_number(
                 value_of(hostvars[pooler], "pgbouncer_listen_port"), "pgbouncer_listen_port", pooler
             ),
@@ -136,13 +156,17 @@ def whole_number(value: Any, variable: str, host: str) -> int:
     return int(value)
 
 
-def uses_auth_query(facts: Mapping[str, Any]) -> bool:
-    """Say whether a pooler looks logins up in PostgreSQL (auth_query)."""
-    variable = "pgbouncer_auth_query_enabled"
+def flag_of(facts: Mapping[str, Any], variable: str) -> bool:
+    """Return a variable that is true or false, its default where the inventory does not give it."""
     try:
         return boolean(value_of(facts, variable))
     except TypeError:
         raise AnsibleFilterError(f"{variable} is {facts[variable]!r}: give true or false") from None
+
+
+def uses_auth_query(facts: Mapping[str, Any]) -> bool:
+    """Say whether a pooler looks logins up in PostgreSQL (auth_query)."""
+    return flag_of(facts, "pgbouncer_auth_query_enabled")
 
 
 def serial_of(facts: Mapping[str, Any], host: str, role: str = "app") -> str:

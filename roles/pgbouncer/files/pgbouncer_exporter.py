@@ -1,21 +1,23 @@
 #!/usr/bin/python3
 """Serve the numbers of every PgBouncer process of this host to Prometheus.
 
-Arguments: the address and port to listen on, how many processes there are, PgBouncer's port, the
-console's user, and the directory where the watchdog counts. Each scrape asks process N over its own
-socket in /run/pgbouncer/N, with psql. Metrics have the common Go exporter's names and the label
-`process`; what a version lacks is absent.
+Each scrape asks process N over its own socket in /run/pgbouncer/N, with psql. Metrics have the
+common Go exporter's names and the label `process`; what a version lacks is absent. The connections
+of this host that go past the poolers are the kernel's to know.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
+import pwd
 import subprocess
-import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from tcp_connections import addresses, open_connections
 
 CLIENTS = ("active", "waiting")
 SERVERS = ("active", "active_cancel", "being_canceled", "idle", "used", "login")
@@ -87,6 +89,24 @@ def kills(directory: str, process: str) -> list[tuple[str, dict[str, str], float
     return [("watchdog_kills_total", {"process": process}, number)]
 
 
+def past_the_pooler(
+    host: str, port: str, pooler_user: str
+) -> list[tuple[str, dict[str, str], float]]:
+    """Return how many connections each operating system user has to PostgreSQL itself.
+
+    An application has some while it uses the fallback, its migrations always.
+    """
+    server, count = addresses([(host, port)]), Counter()
+    for uid, _, peer in open_connections():
+        if peer in server:
+            try:
+                count[pwd.getpwuid(uid).pw_name] += 1
+            except KeyError:
+                count[str(uid)] += 1
+    del count[pooler_user]
+    return [("direct_connections", {"user": user}, float(n)) for user, n in sorted(count.items())]
+
+
 def exposition(found: list[tuple[str, dict[str, str], float]]) -> str:
     """Return samples in Prometheus' text format, those of a metric together."""
     lines = defaultdict(list)
@@ -102,21 +122,39 @@ def exposition(found: list[tuple[str, dict[str, str], float]]) -> str:
 
 class Handler(BaseHTTPRequestHandler):
     timeout = 10
+    given: argparse.Namespace
 
     def do_GET(self) -> None:
-        numbers = [str(number) for number in range(1, int(sys.argv[3]) + 1)]
+        given = self.given
+        numbers = [str(number) for number in range(1, given.processes + 1)]
         with ThreadPoolExecutor() as pool:
-            answers = pool.map(lambda number: scrape(number, sys.argv[4], sys.argv[5]), numbers)
+            answers = pool.map(lambda number: scrape(number, given.port, given.user), numbers)
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         self.end_headers()
         found = [sample for one in answers for sample in one]
-        found += [sample for number in numbers for sample in kills(sys.argv[6], number)]
+        found += [sample for number in numbers for sample in kills(given.kills, number)]
+        found += past_the_pooler(given.database_host, given.database_port, given.pooler_user)
         self.wfile.write(exposition(found).encode())
 
     def log_request(self, *_: object) -> None:
         """Leave the journal to what goes wrong."""
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--listen", required=True, nargs=2, metavar=("ADDRESS", "PORT"))
+    parser.add_argument("--processes", required=True, type=int)
+    parser.add_argument("--port", required=True, help="PgBouncer's")
+    parser.add_argument("--user", required=True, help="who asks the console")
+    parser.add_argument("--pooler-user", required=True, help="operating system user of PgBouncer")
+    parser.add_argument("--kills", required=True, help="directory where the watchdog counts")
+    parser.add_argument("--database-host", required=True)
+    parser.add_argument("--database-port", required=True)
+    Handler.given = given = parser.parse_args()
+    address, port = given.listen
+    ThreadingHTTPServer((address, int(port)), Handler).serve_forever()
+
+
 if __name__ == "__main__":
-    ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()
+    main()
