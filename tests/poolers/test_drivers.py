@@ -7,8 +7,11 @@ there. The fallback of the URL refuses, so what answers is the pooler.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import asyncpg
 import pytest
 import workers
 from conftest import Pooler
@@ -168,3 +171,35 @@ def test_django_streams_in_bounded_memory_past_the_pooler(
         assert count == 200_000
     assert grown["direct"] < 8 * 2**20, grown
     assert grown["default"] > 40 * 2**20, grown
+
+
+def test_asyncpg_takes_no_tls_on_a_socket(pooler: Pooler, tmp_path: Path) -> None:
+    """With the sslmode that its fallback needs: the pooler takes no TLS."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, asks = await asyncio.open_connection(pooler.address, 6432)
+        await asyncio.gather(pass_on(reader, asks), pass_on(answers, writer))
+
+    async def ask() -> str:
+        async with await asyncio.start_unix_server(serve, tmp_path / ".s.PGSQL.6432"):
+            connection = await asyncpg.connect(
+                host=[str(tmp_path), "192.0.2.1"],
+                port=[6432, 5432],
+                user="shop",
+                database="shop",
+                password=pooler.password,
+                ssl="verify-full",
+                statement_cache_size=0,
+            )
+            answer = await connection.fetchval("SELECT current_user")
+            connection.terminate()
+            return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGSSLROOTCERT", "/etc/ssl/certs/ca-certificates.crt")
+        assert asyncio.run(ask()) == "shop"
