@@ -221,14 +221,15 @@ class Outcome:
 def used_past_the_pooler(ways: list[list[str]], backends: list[list[str]]) -> float:
     """Return when a connection past the pooler was last used; 0 for never.
 
-    One that lies idle in the pool of a process without requests does nobody any harm.
+    One that lies idle in the pool of a process without requests does nobody any harm. The pooler may
+    get the port of one that is gone: the kernel shuffles them every 10 s.
     """
-    ports = {port for line in ways for port in line[2:]}
+    seen = {port: float(line[0]) for line in ways for port in line[2:]}  # for the last time
     used = [
         float(moment)
         for line in backends
         for port, _, moment in (word.partition("=") for word in line[2:])
-        if port in ports
+        if float(line[0]) < seen.get(port, 0) + 1
     ]
     return max(used, default=0.0)
 
