@@ -221,8 +221,8 @@ class Outcome:
 def used_past_the_pooler(ways: list[list[str]], backends: list[list[str]]) -> float:
     """Return when a connection past the pooler was last used; 0 for never.
 
-    One that lies idle in the pool of a process without requests does nobody any harm. The pooler may
-    get the port of one that is gone: the kernel shuffles them every 10 s.
+    One that lies idle in the pool of a process without requests does nobody any harm. The port of
+    one that is gone may become the pooler's: the kernel shuffles them every 10 s.
     """
     seen = {port: float(line[0]) for line in ways for port in line[2:]}  # for the last time
     used = [
