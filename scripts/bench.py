@@ -52,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("--url", action="append", required=True)
         else:
             one.add_argument("--only", nargs="+", default=[], metavar="APPLICATION")
+            names = list(stack.STRATEGIES)
+            one.add_argument("--strategies", nargs="+", default=names, choices=names)
             one.add_argument("--quick", action="store_true", help="one round, 50 clients")
     one = kind("pool", "measure database endpoints")
     one.add_argument("--dsn", action="append", required=True, help="without a password")
@@ -106,15 +108,11 @@ def measure_urls(given: argparse.Namespace, rows: Rows, tell: Callable[..., None
 def measure_stack(given: argparse.Namespace, rows: Rows, tell: Callable[..., None]) -> None:
     if given.quick:
         given.rounds, given.concurrency = 1, given.concurrency[:1]
-    rows.result["versions"] |= stack.run(
-        given.requests,
-        given.rounds,
-        given.concurrency,
-        given.seconds,
-        given.only,
-        rows.append,
-        tell,
-    )
+    tell("looking at the hosts", 0, 1)
+    apps = stack.prepare(given.only, given.concurrency)
+    loads = list(stack.plan(apps, given.rounds, given.strategies, given.concurrency))
+    rows.result["versions"] |= stack.versions(apps[0])
+    stack.run(apps, loads, given.requests, given.seconds, rows.append, tell)
 
 
 def measure(given: argparse.Namespace, console: Console) -> int:

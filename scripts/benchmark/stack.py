@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 """Name -> what app.yml is given. Everything else is the inventory's."""
 
 SAMPLE_SECONDS = 0.3
+WARM_UP_SECONDS = 2
 PATHS = ("/ping-db", "/items")
 NO_QUERY = "/nodb"
 CONNECTIONS = (
@@ -38,20 +39,20 @@ CONNECTIONS = (
 )
 
 
-def playbook(name: str, variables: Mapping[str, Any]) -> None:
-    """Run one of the kit's playbooks; raise Unusable with its last words."""
-    done = subprocess.run(
-        ["ansible-playbook", f"ansible/playbooks/{name}.yml", "-e", json.dumps(variables)],
-        cwd=ROOT,
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-    )
+def ansible(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run one of Ansible's programs, those of this Python's environment first."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "ANSIBLE_NOCOLOR": "1", **variables}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def deploy(hosts: list[str], variables: Mapping[str, Any]) -> None:
+    """Run app.yml for some hosts; raise Unusable with its last words."""
+    command = ["ansible-playbook", "ansible/playbooks/app.yml", "--limit", ",".join(hosts)]
+    done = ansible(*command, "-e", json.dumps(variables))
     if done.returncode:
-        words = (done.stdout + done.stderr).strip().splitlines()
-        raise Unusable(
-            f"{name}.yml with {json.dumps(variables)} failed:\n" + "\n".join(words[-15:])
-        )
+        words = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+        raise Unusable(f"app.yml with {json.dumps(variables)} failed:\n{words}")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Application:
     """One application on its host, its pooler beside it."""
 
     name: str
+    host: str
     container: str
     port: int
     database: str
@@ -71,6 +73,10 @@ class Application:
     def sql(self, statement: str) -> str:
         psql = f'su postgres -c "psql -XAtq -c \\"{statement}\\""'
         return self.shell(psql, self.database).strip()
+
+    @property
+    def on_the_host(self) -> list[str]:
+        return ["docker", "exec", self.container]
 
     def console(self, what: str) -> list[dict[str, str]]:
         """Return the rows of a SHOW of the pooler."""
@@ -100,26 +106,34 @@ class Application:
 
 
 def applications() -> list[Application]:
-    """Return those of the inventory; raise Unusable where the hosts are not up."""
-    done = subprocess.run(
-        ["ansible-inventory", "--list"], cwd=ROOT, capture_output=True, text=True, check=True
+    """Return those of the inventory; raise Unusable where their hosts are not up."""
+    facts = {"application": "app_name | default('')", "container": "ansible_host"}
+    facts["port"] = "app_port | default(8000)"
+    message = "{{ {" + ", ".join(f"'{name}': {value}" for name, value in facts.items()) + "} }}"
+    done = ansible(
+        *("ansible", "applications:postgres", "-m", "ansible.builtin.debug"),
+        *("-a", json.dumps({"msg": message})),
+        ANSIBLE_STDOUT_CALLBACK="ansible.posix.json",
+        ANSIBLE_LOAD_CALLBACK_PLUGINS="1",
     )
-    inventory = json.loads(done.stdout)
-    facts = inventory["_meta"]["hostvars"]
-    prefix = next(iter(facts.values()))["docker_prefix"]
-    names = subprocess.run(
+    if done.returncode:
+        raise Unusable(f"the inventory cannot be read:\n{done.stdout}{done.stderr}")
+    results = json.loads(done.stdout)["plays"][0]["tasks"][0]["hosts"]
+    found = {host: result["msg"] for host, result in results.items()}
+    docker = subprocess.run(
         ["docker", "ps", "--format", "{{.Names}}"], capture_output=True, text=True
-    ).stdout.split()
-    (database,) = inventory["postgres"]["hosts"]
-    found = []
-    for group in inventory["applications"]["children"]:
-        for host in inventory[group]["hosts"]:
-            if prefix + host not in names:
-                raise Unusable(f"{host} is not up: make up")
-            port = int(facts[host].get("app_port", 8000))
-            name = facts[host]["app_name"]
-            found.append(Application(name, prefix + host, port, prefix + database))
-    return found
+    )
+    running = docker.stdout.split()
+    if missing := [
+        fact["container"] for fact in found.values() if fact["container"] not in running
+    ]:
+        raise Unusable(f"{', '.join(missing)}: not up. Run make up")
+    (database,) = (fact["container"] for fact in found.values() if not fact["application"])
+    return [
+        Application(fact["application"], host, fact["container"], int(fact["port"]), database)
+        for host, fact in found.items()
+        if fact["application"]
+    ]
 
 
 @contextlib.contextmanager
@@ -142,44 +156,41 @@ def sampled(ask: Callable[[], int], every_seconds: float = SAMPLE_SECONDS) -> It
         thread.join()
 
 
-def measure(app: Application, path: str, requests: int, concurrency: int, seconds: float) -> dict:
+def measure(app: Application, url: str, requests: int, clients: int, seconds: float) -> dict:
     """Return one load with what it cost: connections, the pooler's numbers, processor time."""
-    url = f"http://127.0.0.1:{app.port}{path}"
-    prefix = ["docker", "exec", app.container]
-    (before,), cpu_before = app.pooler("STATS"), app.cpu_ms()
     asks = CONNECTIONS.format(user=app.name)
+    (before,), cpu_before = app.pooler("STATS"), app.cpu_ms()
     with sampled(lambda: int(app.sql(asks))) as connections:
-        row = load(url, requests, concurrency, seconds, prefix)
+        row = load(url, requests, clients, seconds, app.on_the_host)
     (after,), cpu_after = app.pooler("STATS"), app.cpu_ms()
     made = max(1, row["requests"])
-    difference = {name: int(after[name]) - int(before[name]) for name in after if "total" in name}
+
+    def each(name: str) -> float:
+        return (int(after[name]) - int(before[name])) / made
+
     return {
         **row,
         "connections": connections,
         "connections_peak": max(connections, default=0),
         "connections_mean": round(sum(connections) / max(1, len(connections)), 1),
-        "pooler_queries_per_request": round(difference["total_query_count"] / made, 2),
-        "pooler_wait_ms_per_request": round(difference["total_wait_time"] / 1000 / made, 3),
+        "pooler_queries_per_request": round(each("total_query_count"), 2),
+        "pooler_wait_ms_per_request": round(each("total_wait_time") / 1000, 3),
         "cpu_ms_per_request": {
             part: round((cpu_after[part] - cpu_before[part]) / made, 3) for part in cpu_after
         },
     }
 
 
-def plan(apps: list[Application], rounds: int, concurrencies: list[int]) -> Iterator[dict]:
+def plan(
+    apps: list[Application], rounds: int, strategies: list[str], concurrencies: list[int]
+) -> Iterator[dict]:
     """Yield each load in its order: the strategies take turns, so that a drift hits all alike."""
-    for number in range(1, rounds + 1):
-        for strategy in STRATEGIES:
-            for app in apps:
-                for path in (NO_QUERY,) if strategy == "no query" else PATHS:
-                    for concurrency in concurrencies if path != "/items" else concurrencies[:1]:
-                        yield {
-                            "round": number,
-                            "strategy": strategy,
-                            "name": app.name,
-                            "path": path,
-                            "concurrency": concurrency,
-                        }
+    for number, strategy in itertools.product(range(1, rounds + 1), strategies):
+        for app in apps:
+            for path in (NO_QUERY,) if strategy == "no query" else PATHS:
+                for concurrency in concurrencies if path != "/items" else concurrencies[:1]:
+                    where = {"name": app.name, "path": path, "concurrency": concurrency}
+                    yield {"round": number, "strategy": strategy, **where}
 
 
 def versions(app: Application) -> dict[str, str]:
@@ -187,57 +198,56 @@ def versions(app: Application) -> dict[str, str]:
         "postgresql": app.sql("SHOW server_version"),
         "pgbouncer": app.shell("pgbouncer --version").splitlines()[0].split()[-1],
         "python": app.shell("/srv/*/current/.venv/bin/python -V").split()[-1],
-        "controller": sys.version.split()[0],
     }
 
 
+def prepare(only: list[str], concurrencies: list[int]) -> list[Application]:
+    """Return the applications to measure, with a generator on their hosts, or raise Unusable."""
+    every = applications()
+    if unknown := set(only) - {app.name for app in every}:
+        known = ", ".join(app.name for app in every)
+        raise Unusable(f"there is no application {', '.join(unknown)}: choose of {known}")
+    apps = [app for app in every if not only or app.name in only]
+    most = max(concurrencies)
+    for app in apps:
+        if most > app.max_clients():
+            raise Unusable(
+                f"{most} clients are more than the max_client_conn of {app.name}'s pooler, "
+                f"{app.max_clients()}: choose fewer"
+            )
+        app.shell("command -v hey >/dev/null || (apt-get update -q && apt-get install -y -q hey)")
+    return apps
+
+
 def run(
+    apps: list[Application],
+    loads: list[dict],
     requests: int,
-    rounds: int,
-    concurrencies: list[int],
     seconds: float,
-    frameworks: list[str],
     keep: Callable[[dict], None],
     tell: Callable[[str, int, int], None],
-) -> dict[str, str]:
-    """Measure everything; keep: gets each row at once. tell: gets (what, done, of how many).
+) -> None:
+    """Make the loads of a plan. The applications have their inventory's strategy at the end.
 
-    Returns the versions. The applications have their inventory's strategy again at the end.
+    keep: gets each row at once. tell: gets (what is done, how many loads are over, of how many).
     """
-    apps = [app for app in applications() if not frameworks or app.name in frameworks]
-    if not apps:
-        raise Unusable(f"no application is called {', '.join(frameworks)}")
-    for app in apps:
-        app.shell("command -v hey >/dev/null || (apt-get update -q && apt-get install -y -q hey)")
-        if max(concurrencies) > app.max_clients():
-            raise Unusable(
-                f"{max(concurrencies)} clients are more than the max_client_conn of {app.name}'s "
-                f"pooler, {app.max_clients()}: choose fewer"
-            )
-    loads = list(plan(apps, rounds, concurrencies))
     deployed: dict[str, Any] | None = {}
-    limit = ",".join(app.container.removeprefix("poolkit-") for app in apps)
+    hosts = [app.host for app in apps]
     try:
-        for done, what in enumerate(loads):
+        for over, what in enumerate(loads):
             variables = STRATEGIES[what["strategy"]]
             if variables != deployed:
-                tell(f"deploying {what['strategy']}", done, len(loads))
+                tell(f"deploying {what['strategy']}", over, len(loads))
                 deployed = None
-                playbook("app", variables)
+                deploy(hosts, variables)
                 deployed = variables
-            tell(f"{what['name']} {what['path']} {what['strategy']}", done, len(loads))
+            tell(f"{what['name']} {what['path']} {what['strategy']}", over, len(loads))
             (app,) = [app for app in apps if app.name == what["name"]]
-            load(  # the first requests of a strategy open connections
-                f"http://127.0.0.1:{app.port}{what['path']}",
-                2 * what["concurrency"],
-                what["concurrency"],
-                2,
-                ["docker", "exec", app.container],
-            )
-            keep(what | measure(app, what["path"], requests, what["concurrency"], seconds))
-            time.sleep(0.2)
+            url, clients = f"http://127.0.0.1:{app.port}{what['path']}", what["concurrency"]
+            # The first requests of a strategy open its connections.
+            load(url, 4 * clients, clients, WARM_UP_SECONDS, app.on_the_host)
+            keep(what | measure(app, url, requests, clients, seconds))
     finally:
         if deployed != {}:
             tell("deploying the inventory's strategy again", len(loads), len(loads))
-            playbook("app", {})
-    return versions(apps[0]) | {"hosts": limit}
+            deploy(hosts, {})

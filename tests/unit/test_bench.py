@@ -124,8 +124,8 @@ def test_silent_endpoint_is_named() -> None:
 
 
 def test_strategies_take_turns() -> None:
-    app = stack.Application("django", "poolkit-django1", 8000, "poolkit-db1")
-    found = list(stack.plan([app], 2, [50, 200]))
+    app = stack.Application("django", "django1", "poolkit-django1", 8000, "poolkit-db1")
+    found = list(stack.plan([app], 2, list(stack.STRATEGIES), [50, 200]))
     first = [row["strategy"] for row in found if row["round"] == 1]
     assert list(dict.fromkeys(first)) == list(stack.STRATEGIES)
     assert [row["round"] for row in found] == sorted(row["round"] for row in found)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Annotated
 
@@ -16,10 +16,23 @@ from app.engine import engine
 CHECK_TIMEOUT = 4.5  # seconds; whoever probes us should have an answer within 5
 
 new_session = async_sessionmaker(engine, expire_on_commit=False)
+# A lone SELECT is a transaction by itself: BEGIN and ROLLBACK would be two more round trips.
+autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 async def session() -> AsyncIterator[AsyncSession]:
-    session = new_session()
+    async with closing(new_session()) as session:
+        yield session
+
+
+async def reader() -> AsyncIterator[AsyncSession]:
+    """A session whose statements are each a transaction of their own: for requests that read."""
+    async with closing(new_session(bind=autocommit)) as session:
+        yield session
+
+
+@asynccontextmanager
+async def closing(session: AsyncSession) -> AsyncIterator[AsyncSession]:
     try:
         yield session
     finally:
@@ -28,6 +41,7 @@ async def session() -> AsyncIterator[AsyncSession]:
 
 
 Session = Annotated[AsyncSession, Depends(session)]
+Reader = Annotated[AsyncSession, Depends(reader)]
 
 _check: asyncio.Task[str] | None = None
 _deadline = 0.0

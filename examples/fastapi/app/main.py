@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
-from app.database import Session, database_path
+from app.database import Reader, Session, database_path
 from app.engine import engine
 from app.models import Item
 from app.settings import APP_NAME, APP_VERSION
@@ -105,7 +105,7 @@ async def readyz() -> JSONResponse:
 
 
 @app.get("/ping-db")
-async def ping_db(session: Session) -> dict[str, int]:
+async def ping_db(session: Reader) -> dict[str, int]:
     return {"result": await session.scalar(text("SELECT 1"))}
 
 
@@ -116,7 +116,7 @@ async def nodb() -> dict[str, int]:
 
 
 @app.get("/items")
-async def newest_items(session: Session) -> dict[str, list[dict[str, Any]]]:
+async def newest_items(session: Reader) -> dict[str, list[dict[str, Any]]]:
     query = select(Item).order_by(Item.created_at.desc(), Item.id.desc()).limit(50)
     return {"items": [item.as_dict() for item in await session.scalars(query)]}
 
