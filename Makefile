@@ -8,7 +8,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status check test faults docs clean venv hosts lock
+.PHONY: help up down status check test faults bench docs clean venv hosts lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: ## linters, all unit tests, then Molecule on hosts of its own; SCENARIO=pe
 
 faults: venv ## every fault of pooler and database against the hosts of `make up`, under load; a table (8 minutes)
 	@python -m pytest -v tests/faults
+
+bench: venv ## each connection strategy under load, on the hosts of `make up`: a table and a page; QUICK=1: less
+	@python scripts/bench.py stack $(if $(QUICK),--quick)
 
 docs: venv ## write docs/variables.md from the argument specs, and the documentation of filters
 	@python scripts/reference.py

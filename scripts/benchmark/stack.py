@@ -25,9 +25,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "pgbouncer, socket": SOCKET,
     "native": {"app_connection_strategy": "native"},
     "pgbouncer_nopool": {"app_connection_strategy": "pgbouncer_nopool"},
-    "direct": {"app_connection_strategy": "direct"},
+    "direct": {"app_connection_strategy": "direct", "app_database_connection_limit": 24},
 }
-"""Name -> what app.yml is given. Everything else is the inventory's."""
+"""Name -> what app.yml is given; everything else is the inventory's.
+
+An ASGI application without a pool opens a connection for each request. The plan wants a limit for
+them, and this is the one that the applications' roles have anyway.
+"""
 
 SAMPLE_SECONDS = 0.3
 WARM_UP_SECONDS = 2

@@ -241,7 +241,8 @@ MATRIX: dict[str, tuple[Callable, Limits]] = {
     "pooler hung": (hung, Limits(service=5, outage=5)),
     "pooler unreachable": (
         unreachable,
-        Limits(failed=2 * CLIENTS, service=5, outage=6, django=10),
+        # A client that meets a lost connection in each of two workers, and then waits for a new one.
+        Limits(failed=2 * CLIENTS, service=5, outage=8, django=10),
     ),
     "max_client_conn reached": (full, Limits(failed=None, slowest=2)),
     "wrong password in the user list": (wrong_password, Limits()),
