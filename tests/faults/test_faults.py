@@ -241,7 +241,7 @@ MATRIX: dict[str, tuple[Callable, Limits]] = {
     "pooler hung": (hung, Limits(service=5, outage=5)),
     "pooler unreachable": (
         unreachable,
-        # A client that meets a lost connection in each of two workers, and then waits for a new one.
+        # A client may meet a lost connection in each of two workers, then wait for a new one.
         Limits(failed=2 * CLIENTS, service=5, outage=8, django=10),
     ),
     "max_client_conn reached": (full, Limits(failed=None, slowest=2)),
