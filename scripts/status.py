@@ -81,6 +81,8 @@ def reports(playbook_output: dict, play: str) -> list[dict]:
                 said.setdefault(host, {"host": host})
                 if isinstance(result.get("msg"), dict):
                     said[host] |= result["msg"]
+                elif result.get("failed") or result.get("unreachable"):
+                    said[host]["error"] = str(result.get("msg", ""))
     return list(said.values())
 
 
@@ -88,13 +90,13 @@ def differences(poolers: list[dict]) -> list[str]:
     """Return a sentence for each pooler that does not have what the inventory says."""
     found = []
     for pooler in poolers:
-        silent = "the host does not answer, or PostgreSQL, on which automatic pool sizes depend"
+        silent = "PostgreSQL does not answer, and automatic pool sizes depend on it"
         if error := pooler.get("error", silent):
             found.append(
                 f"{pooler['host']}: the pooler cannot be compared with the inventory: {error}"
             )
         elif pooler["differs"]:
-            names = ", ".join(pooler["settings"] + pooler["reasons"])
+            names = ", ".join(pooler["settings"] + pooler["reasons"] + pooler["problems"])
             found.append(
                 f"{pooler['host']}: the pooler does not have what the inventory says"
                 f"{f' ({names})' if names else ''}. ansible/playbooks/pgbouncer.yml repairs it; "
@@ -157,14 +159,14 @@ def main() -> int:
     except ValueError:
         print(run.stdout + run.stderr, file=sys.stderr)
         return 2
-    rows = reports(output, APPLICATIONS)
-    differing = differences(reports(output, POOLERS))
-    if not rows:
+    rows, poolers = reports(output, APPLICATIONS), reports(output, POOLERS)
+    differing = differences(poolers)
+    if not rows and not poolers:
         print("No host answered: are the hosts up? Run `make up`.", file=sys.stderr)
         return 2
     view, healthy = table(rows)
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps({"applications": rows, "poolers": poolers}, indent=2))
     else:
         Console(width=max(Console().width, 120)).print(view)  # a name that is cut off helps nobody
         for row in rows:
@@ -174,7 +176,7 @@ def main() -> int:
                 print(f"{row['host']}: {row['application']}: {reason}", file=sys.stderr)
     for sentence in differing:
         print(sentence, file=sys.stderr)
-    return 0 if healthy and not differing else 1
+    return 0 if (healthy or not rows) and not differing else 1
 
 
 if __name__ == "__main__":

@@ -369,6 +369,8 @@ def test_fault(fault: str, the_site: Site, outcomes: list[Outcome]) -> None:
         inject(the_site)
         moments["end"] = time.time()
     outcomes.extend(new)
+    if "limit reached" in fault:
+        assert all(o.failed.get("503") for o in new), new
     if "no fallback" in fault:
         assert not any(o.peak_past_the_pooler for o in new), new
     problems = {o.application: text for o in new if (text := broken(o, limits))}

@@ -44,4 +44,5 @@ def test_the_inventorys_strategy_is_back(rows: list[dict]) -> None:
         capture_output=True,
         text=True,
     )
-    assert json.loads(status.stdout)[0]["readiness"]["path"] == "pooler", status.stderr
+    (row,) = json.loads(status.stdout)["applications"]
+    assert row["readiness"]["path"] == "pooler", status.stderr

@@ -228,6 +228,12 @@ def test_direct_ways_verify_postgresql(rendered: Rendered, host: str) -> None:
     assert verifies(found["DATABASE_URL"], OWNER_CA)
 
 
+def test_socket_of_the_stand_in_comes_second(rendered: Rendered) -> None:
+    """It is there while a lone process is replaced."""
+    url = read_systemd(rendered["verified-socket"]["app.env"])["DATABASE_URL"]
+    assert "?host=/run/pgbouncer/1,/run/pgbouncer/2,db1&port=6432,6432,5432&" in url
+
+
 def test_asyncpg_gets_the_authority_from_the_environment(rendered: Rendered) -> None:
     for name, authority in (("app.env", CA), ("migrate.env", OWNER_CA)):
         found = read_systemd(rendered["verified-asyncpg"][name])

@@ -51,6 +51,7 @@ def inventory(*apps: str, poolers: Sequence[str] | None = None) -> dict[str, lis
 
 
 BOTH = inventory("web1", "web2")
+VERIFIED = {"database_sslmode": "verify-full"}
 
 
 def test_applications_are_collected_once() -> None:
@@ -198,11 +199,16 @@ def test_pooler_beside_the_application_keeps_its_port() -> None:
 @pytest.mark.parametrize(
     ("given", "host"),
     [
-        ({"database_sslmode": "verify-full"}, "/run/pgbouncer/1"),
+        (VERIFIED, "/run/pgbouncer/1"),
         ({"app_database_sslmode": "verify-ca"}, "/run/pgbouncer/1"),
-        ({"database_sslmode": "verify-full", "app_database_sslmode": "require"}, "127.0.0.1"),
-        ({"database_sslmode": "verify-full", "pgbouncer_processes": "2"}, "127.0.0.1"),
-        ({"database_sslmode": "verify-full", "app_database_fallback_enabled": "no"}, "127.0.0.1"),
+        ({**VERIFIED, "app_database_sslmode": "require"}, "127.0.0.1"),
+        ({**VERIFIED, "pgbouncer_processes": "2"}, "127.0.0.1"),
+        ({**VERIFIED, "app_database_fallback_enabled": "no"}, "127.0.0.1"),
+        ({**VERIFIED, "pgbouncer_socket_auth_method": "peer"}, "127.0.0.1"),
+        ({**VERIFIED, "pgbouncer_settings": {"unix_socket_mode": "0770"}}, "127.0.0.1"),
+        ({**VERIFIED, "pgbouncer_settings": {"max_client_conn": 50}}, "/run/pgbouncer/1"),
+        ({**VERIFIED, "pgbouncer_hba_rules": [{"type": "local"}]}, "127.0.0.1"),
+        ({**VERIFIED, "pgbouncer_hba_rules": [{"type": "host"}]}, "/run/pgbouncer/1"),
     ],
 )
 def test_verified_fallback_needs_the_poolers_socket(given: dict, host: str) -> None:

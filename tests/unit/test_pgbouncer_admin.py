@@ -259,7 +259,7 @@ def test_pause_that_is_answered_too_early_is_no_pause(monkeypatch: pytest.Monkey
         ("pause", "4", "0", 3),
         ("pause", "120", "4.5", 3.5),
         ("pause", "0", "0", 20),
-        ("pause", "1", "0", 1),
+        ("pause", "1", "0", 0.5),
         ("wait_close", "4", "4", 20),
     ],
 )

@@ -99,10 +99,13 @@ def test_kills_of_the_watchdog_are_counted(tmp_path: Path) -> None:
 
 def test_connections_past_the_pooler_are_counted_by_user() -> None:
     user = getpass.getuser()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)):
-            found = exporter.past_the_pooler("localhost", str(port), "pgbouncer")
-            assert found == [("direct_connections", {"user": user}, 1.0)]
-            assert exporter.past_the_pooler("localhost", str(port), user) == []
-    assert exporter.past_the_pooler("no.such.host.invalid", "5432", "pgbouncer") == []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        with socket.create_connection(("127.0.0.1", int(port))):
+            for hosts in ("localhost", "no.such.host.invalid,127.0.0.1"):
+                server = exporter.Server(hosts, port)
+                found = exporter.past_the_pooler(server, "pgbouncer")
+                assert found == [("direct_connections", {"user": user}, 1.0)]
+            assert exporter.past_the_pooler(server, user) == []
+    for hosts in ("no.such.host.invalid", "/run/postgresql"):
+        assert exporter.past_the_pooler(exporter.Server(hosts, "5432"), "pgbouncer") == []

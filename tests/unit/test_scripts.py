@@ -126,24 +126,27 @@ def test_silent_host_is_reported() -> None:
             },
         ],
     }
-    assert status.reports(output, status.APPLICATIONS) == [{"host": "a", "x": 1}, {"host": "b"}]
+    assert status.reports(output, status.APPLICATIONS) == [
+        {"host": "a", "x": 1},
+        {"host": "b", "error": "no route"},
+    ]
     assert status.reports(output, status.POOLERS) == []
 
 
 def test_pooler_that_differs_is_named() -> None:
-    same = {"differs": False, "settings": [], "reasons": [], "error": ""}
+    same = {"differs": False, "settings": [], "reasons": [], "problems": [], "error": ""}
     poolers = [
         {"host": "a", **same},
         {"host": "b", **same, "differs": True, "settings": ["pgbouncer.max_client_conn"]},
-        {"host": "c", **same, "differs": True, "reasons": ["process 1 does not run"]},
+        {"host": "c", **same, "differs": True, "problems": ["pgbouncer@1 does not run"]},
         {"host": "d", **same, "error": "it is locked"},
         {"host": "silent"},
     ]
     b, c, d, silent = status.differences(poolers)
     assert b.startswith("b: the pooler does not have what the inventory says (pgbouncer.max_client")
-    assert "(process 1 does not run)" in c
+    assert "(pgbouncer@1 does not run)" in c
     assert d == "d: the pooler cannot be compared with the inventory: it is locked"
-    assert "the host does not answer" in silent
+    assert "PostgreSQL does not answer" in silent
 
 
 def test_summary_adds_up(tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def connection_options(
     to. A warning is what looks like it, and whose use only the application knows.
     """
     poolers = {(str(pooler["host"]), str(pooler["port"])) for pooler in endpoints}
+    # One that is reached over its socket listens on loopback as well.
+    poolers |= {("127.0.0.1", port) for host, port in poolers if host.startswith("/")}
     errors, warnings = [], []
     values = {f"app_environment.{name}": str(value) for name, value in environment.items()}
     if database_url:

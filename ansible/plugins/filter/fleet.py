@@ -77,6 +77,7 @@ FACTS = (
     "pgbouncer_processes",
     "pgbouncer_serial",
     "pgbouncer_settings",
+    "pgbouncer_socket_auth_method",
     "pgbouncer_users",
     "postgres_max_connections",
 )

@@ -67,7 +67,8 @@ class Change:
 class Pooler:
     """The processes, and what was done to them.
 
-    done: {process, action, seconds} of each. reasons: why a reload does not suffice. Methods raise
+    done: {process, action, seconds} of each. reasons: why a reload does not suffice.
+    problems_found: where processes differed from files that stay. Methods raise
     Refused with what a process or systemd said.
     """
 
@@ -82,6 +83,7 @@ class Pooler:
         self.drain_seconds = params["drain_seconds"]
         self.done: list[dict[str, Any]] = []
         self.reasons: list[str] = []
+        self.problems_found: list[str] = []
 
     def process(self, number: int) -> Process:
         return Process(number, self.user, self.timeout)
@@ -112,16 +114,19 @@ class Pooler:
         after = self.change.after
         process = self.process(number)
         if not process.running():
+            self.problems_found.append(f"{process.unit} does not run")
             return "start"
         if reasons := self.restart_reasons(process, after):
             self.explain(reasons)
             return "restart"
         if not same_files:
             return ""
-        stale = number == 1 and stale_certificate(after)
         # A limit is raised once the candidate was tried.
         wrong = problems(process, after, after, raise_limit=False)
-        return "reload" if stale or wrong else ""
+        if number == 1 and (stale := stale_certificate(after)):
+            wrong.append(stale)
+        self.problems_found += [f"{process.unit}: {problem}" for problem in wrong]
+        return "reload" if wrong else ""
 
     def restart_reasons(self, process: Process, wanted: Configuration) -> list[str]:
         return restart_reasons(process, wanted, self.change.starts_differently())

@@ -14,9 +14,10 @@ CLEAR_PASSWORD = re.compile(r"password\s*=\s*('(?:[^']|'')*'|\S+)")
 """What a file from before poolkit may hold, and a diff must not show."""
 
 
-def told(done: list[dict], reasons: list[str]) -> list[dict]:
+def told(done: list[dict], reasons: list[str], problems: list[str]) -> list[dict]:
     """Return, for --diff, what becomes of the processes and why."""
     lines = [f"process {each['process']}: {each['action']}\n" for each in done]
+    lines += [f"{problem}\n" for problem in problems]
     lines += [f"a reload does not suffice: {reason}\n" for reason in reasons]
     return [{"prepared": "".join(lines)}] if lines else []
 
@@ -66,10 +67,11 @@ def first_time(params: Mapping[str, Any]) -> dict[str, Any]:
         "processes": done,
         "settings": [],
         "restart_reason": [],
+        "problems": [],
         "seconds": 0.0,
         "diff": [
             {"prepared": "PgBouncer or its user is not there yet: it tries the files later\n"},
-            *told(done, []),
+            *told(done, [], []),
             *shown(before, after, secret, foreign=True),
         ],
     }

@@ -194,10 +194,11 @@ class Transaction:
             "processes": pooler.done,
             "settings": names,
             "restart_reason": pooler.reasons,
+            "problems": pooler.problems_found,
             "seconds": round(time.monotonic() - start, 2),
             "kept_files": state["kept"] if changed else "",
             "diff": [
-                *told(pooler.done, pooler.reasons),
+                *told(pooler.done, pooler.reasons, pooler.problems_found),
                 *shown(before, after, secret, state["foreign"]),
             ],
         }

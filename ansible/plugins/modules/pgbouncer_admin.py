@@ -58,7 +58,8 @@ options:
     description:
       - How long C(pause) and C(wait_close) may take, over all processes. 20 where not given.
       - Where not given, C(pause) takes at most a second less than the processes' query_wait_timeout
-        and query_timeout, so that no query that it holds fails.
+        and query_timeout, so that no query that it holds fails. Those of single databases and users
+        are not looked at.
     type: int
   socket_directory:
     description: Directory that holds one directory for each process.
@@ -275,13 +276,13 @@ def act(command: str, database: str | None, console: Console, deadline: float, d
 
 
 def seconds_of(command: str, consoles: list[Console]) -> float:
-    """Return how long a command may take where nobody said it; at least 1."""
+    """Return how long a command may take where nobody said it; at least half a second."""
     held = [float(USUAL_SECONDS + 1)]
     for console in consoles if command == "pause" else ():
         with contextlib.suppress(*FAILURES):  # what is wrong with it, the command will tell
             settings = {row["key"]: row["value"] for row in console.show("CONFIG")}
             held += [float(settings.get(name) or 0) for name in LIMITS]
-    return max(1.0, min(filter(None, held)) - 1)
+    return max(0.5, min(filter(None, held)) - 1)
 
 
 def run(params: dict, dry: bool) -> tuple[list[dict], bool]:

@@ -129,6 +129,11 @@ restart_reason:
   type: list
   elements: str
   returned: success
+problems:
+  description: Where processes differed from files that did not change, as after SET in the console.
+  type: list
+  elements: str
+  returned: success
 seconds:
   description: How long the change and its proof took.
   type: float

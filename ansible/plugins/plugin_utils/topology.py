@@ -105,14 +105,24 @@ def address_beside(facts: Mapping[str, Any], host: str) -> str:
 
     Drivers take one `sslmode` for all hosts of a URL, and ignore it on a unix socket. So a fallback
     that verifies PostgreSQL needs the socket. Several processes share a port, and have a socket
-    each: there the fallback stays unverified.
+    each: there the fallback stays unverified, as where not everybody may log in on the socket.
     """
     sslmode = facts.get("app_database_sslmode", facts.get("database_sslmode"))
-    variable = "pgbouncer_processes"
     verified = sslmode in VERIFYING and flag_of(facts, "app_database_fallback_enabled")
-    if verified and whole_number(value_of(facts, variable), variable, host) == 1:
-        return "/run/pgbouncer/1"
-    return "127.0.0.1"
+    variable = "pgbouncer_processes"
+    lone = verified and whole_number(value_of(facts, variable), variable, host) == 1
+    return "/run/pgbouncer/1" if lone and _open_socket(facts) else "127.0.0.1"
+
+
+def _open_socket(facts: Mapping[str, Any]) -> bool:
+    """Say whether an application logs in on its pooler's socket as it does over TCP."""
+    settings = facts.get("pgbouncer_settings") or {}
+    rules = facts.get("pgbouncer_hba_rules") or []
+    return (
+        value_of(facts, "pgbouncer_socket_auth_method") == "scram-sha-256"
+        and not {"unix_socket_mode", "unix_socket_group"} & set(settings)
+        and not any(isinstance(rule, Mapping) and rule.get("type") == "local" for rule in rules)
+    )
 
 
 def endpoints(hostvars: Hostvars, poolers: Sequence[str], host: str) -> list[dict]:

@@ -12,6 +12,8 @@ import argparse
 import csv
 import pwd
 import subprocess
+import threading
+import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +21,7 @@ from pathlib import Path
 
 from tcp_connections import addresses, open_connections
 
+LOOK_UP_SECONDS = 15
 CLIENTS = ("active", "waiting")
 SERVERS = ("active", "active_cancel", "being_canceled", "idle", "used", "login")
 SIZES = ("pool_size", "current_connections", "max_connections", "paused", "disabled")
@@ -89,16 +92,29 @@ def kills(directory: str, process: str) -> list[tuple[str, dict[str, str], float
     return [("watchdog_kills_total", {"process": process}, number)]
 
 
-def past_the_pooler(
-    host: str, port: str, pooler_user: str
-) -> list[tuple[str, dict[str, str], float]]:
+class Server:
+    """The addresses of PostgreSQL, looked up beside the scrapes: a dead name server takes long."""
+
+    def __init__(self, hosts: str, port: str) -> None:
+        """hosts: as PgBouncer's `host`, names and addresses with commas; folders are left out."""
+        self.ways = [(host, port) for host in hosts.split(",") if not host.startswith("/")]
+        self.addresses = addresses(self.ways)
+        threading.Thread(target=self.look_up, daemon=True).start()
+
+    def look_up(self) -> None:
+        while True:
+            time.sleep(LOOK_UP_SECONDS)
+            self.addresses = addresses(self.ways) or self.addresses
+
+
+def past_the_pooler(server: Server, pooler_user: str) -> list[tuple[str, dict[str, str], float]]:
     """Return how many connections each operating system user has to PostgreSQL itself.
 
     An application has some while it uses the fallback, its migrations always.
     """
-    server, count = addresses([(host, port)]), Counter()
+    count: Counter[str] = Counter()
     for uid, _, peer in open_connections():
-        if peer in server:
+        if peer in server.addresses:
             try:
                 count[pwd.getpwuid(uid).pw_name] += 1
             except KeyError:
@@ -123,18 +139,19 @@ def exposition(found: list[tuple[str, dict[str, str], float]]) -> str:
 class Handler(BaseHTTPRequestHandler):
     timeout = 10
     given: argparse.Namespace
+    server: Server
 
     def do_GET(self) -> None:
         given = self.given
         numbers = [str(number) for number in range(1, given.processes + 1)]
         with ThreadPoolExecutor() as pool:
             answers = pool.map(lambda number: scrape(number, given.port, given.user), numbers)
+        found = [sample for one in answers for sample in one]
+        found += [sample for number in numbers for sample in kills(given.kills, number)]
+        found += past_the_pooler(self.server, given.pooler_user)
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         self.end_headers()
-        found = [sample for one in answers for sample in one]
-        found += [sample for number in numbers for sample in kills(given.kills, number)]
-        found += past_the_pooler(given.database_host, given.database_port, given.pooler_user)
         self.wfile.write(exposition(found).encode())
 
     def log_request(self, *_: object) -> None:
@@ -149,9 +166,9 @@ def main() -> None:
     parser.add_argument("--user", required=True, help="who asks the console")
     parser.add_argument("--pooler-user", required=True, help="operating system user of PgBouncer")
     parser.add_argument("--kills", required=True, help="directory where the watchdog counts")
-    parser.add_argument("--database-host", required=True)
-    parser.add_argument("--database-port", required=True)
+    parser.add_argument("--database", required=True, nargs=2, metavar=("HOSTS", "PORT"))
     Handler.given = given = parser.parse_args()
+    Handler.server = Server(*given.database)
     address, port = given.listen
     ThreadingHTTPServer((address, int(port)), Handler).serve_forever()
 
