@@ -6,6 +6,7 @@ import time
 
 import psycopg
 from conftest import Pooler
+from controller import resolve
 
 PORT = "9127"
 GET = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())"
@@ -67,6 +68,17 @@ def test_it_runs_as_its_own_user_on_loopback(pooler: Pooler) -> None:
     listening = pooler.host.check_output(f"ss -Hltn sport = :{PORT}")
     assert f"127.0.0.1:{PORT} " in listening
     assert len(listening.splitlines()) == 1
+
+
+def test_connections_past_the_pooler_are_counted(pooler: Pooler) -> None:
+    server = resolve(pooler.name, host="database_host")[pooler.name]["host"]
+    metric = 'pgbouncer_direct_connections{user="nobody"}'
+    assert metric not in scrape(pooler)
+    login = "sudo -u nobody env PGPASSWORD=%s psql -h %s -U shop -c 'SELECT pg_sleep(4)' shop"
+    pooler.host.check_output(
+        f"{login} >/dev/null 2>&1 </dev/null & sleep 2", pooler.password, server
+    )
+    assert scrape(pooler)[metric] == 1.0
 
 
 def pids(pooler: Pooler) -> dict[str, str]:
