@@ -33,7 +33,7 @@ check: venv ## linters, syntax, templates and the quick unit tests; needs no hos
 test: ## linters, all unit tests, then Molecule on hosts of its own; SCENARIO=peers: one scenario; SCENARIO=all: every one
 	@scripts/test.sh $(SCENARIO)
 
-faults: venv ## every fault of pooler and database against the hosts of `make up`, under load; a table (8 minutes)
+faults: venv ## every fault of pooler and database against the hosts of `make up`, under load; a table (11 minutes)
 	@python -m pytest -v tests/faults
 
 bench: venv ## each connection strategy under load, on the hosts of `make up`: a table and a page; QUICK=1: less
