@@ -82,7 +82,7 @@ def test_application_from_git_with_names_of_its_own(
     answer = httpx.get(f"{site.urls['web1']}/health", timeout=10).json()
     assert answer == {
         "statement_timeout": "20s",
-        "host": f"127.0.0.1,{passwords['database']}",
+        "host": f"/run/pgbouncer/1,/run/pgbouncer/2,{passwords['database']}",
     }
 
     environment = tmp_path / "docker.env"
