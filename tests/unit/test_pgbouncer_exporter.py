@@ -3,8 +3,12 @@
 import getpass
 import socket
 import subprocess
+import threading
+import time
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pgbouncer_exporter as exporter
 import pytest
 
@@ -109,3 +113,28 @@ def test_connections_past_the_pooler_are_counted_by_user() -> None:
             assert exporter.past_the_pooler(server, user) == []
     for hosts in ("no.such.host.invalid", "/run/postgresql"):
         assert exporter.past_the_pooler(exporter.Server(hosts, "5432"), "pgbouncer") == []
+
+
+def test_scrape_is_answered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(exporter, "scrape", lambda number, *_: exporter.samples(number, ""))
+    words = ["--listen", "127.0.0.1", "0", "--processes", "1", "--port", "6432", "--user", "x"]
+    words += ["--pooler-user", "pgbouncer", "--kills", str(tmp_path), "--database", "::1", "1"]
+    monkeypatch.setattr("sys.argv", ["exporter", *words])
+    made = []
+
+    class Listening(ThreadingHTTPServer):
+        def serve_forever(self, poll_interval: float = 0.5) -> None:
+            made.append(self)
+            self.handle_request()
+
+    monkeypatch.setattr(exporter, "ThreadingHTTPServer", Listening)
+    thread = threading.Thread(target=exporter.main)
+    thread.start()
+    while not made:
+        time.sleep(0.01)
+    answer = httpx.get(f"http://127.0.0.1:{made[0].server_port}/metrics")
+    thread.join()
+    made[0].server_close()
+    assert answer.status_code == 200
+    assert 'pgbouncer_up{process="1"} 0.0' in answer.text
+    assert 'pgbouncer_watchdog_kills_total{process="1"} 0.0' in answer.text

@@ -139,7 +139,7 @@ def exposition(found: list[tuple[str, dict[str, str], float]]) -> str:
 class Handler(BaseHTTPRequestHandler):
     timeout = 10
     given: argparse.Namespace
-    server: Server
+    postgresql: Server
 
     def do_GET(self) -> None:
         given = self.given
@@ -148,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
             answers = pool.map(lambda number: scrape(number, given.port, given.user), numbers)
         found = [sample for one in answers for sample in one]
         found += [sample for number in numbers for sample in kills(given.kills, number)]
-        found += past_the_pooler(self.server, given.pooler_user)
+        found += past_the_pooler(self.postgresql, given.pooler_user)
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         self.end_headers()
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--kills", required=True, help="directory where the watchdog counts")
     parser.add_argument("--database", required=True, nargs=2, metavar=("HOSTS", "PORT"))
     Handler.given = given = parser.parse_args()
-    Handler.server = Server(*given.database)
+    Handler.postgresql = Server(*given.database)
     address, port = given.listen
     ThreadingHTTPServer((address, int(port)), Handler).serve_forever()
 
