@@ -7,7 +7,8 @@
   bench.py watch                  connections and pools of the hosts of `make up`, again and again
 
 Results are written as JSON and as one HTML file. docs/benchmark.md explains the method. Exit code
-2: nothing was measured, and the message says why; 130: interrupted, what was measured is kept.
+2: it cannot go on, and the message says why; 130: interrupted. What was measured before is kept in
+the JSON.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def count(text: str) -> int:
+    """Return a number of things, 1 at least; what else argparse shows as a wrong value."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -40,13 +49,13 @@ def parser() -> argparse.ArgumentParser:
     def kind(name: str, text: str) -> argparse.ArgumentParser:
         one = kinds.add_parser(name, help=text)
         one.add_argument("--output", type=Path, default=ROOT / ".cache/bench", metavar="NAME")
-        one.add_argument("--rounds", type=int, default=3)
+        one.add_argument("--rounds", type=count, default=3)
         return one
 
     for name in ("stack", "http"):
         one = kind(name, "measure requests")
-        one.add_argument("--requests", type=int, default=5000)
-        one.add_argument("--concurrency", type=int, nargs="+", default=[50, 200, 500])
+        one.add_argument("--requests", type=count, default=5000)
+        one.add_argument("--concurrency", type=count, nargs="+", default=[50, 200, 500])
         one.add_argument("--seconds", type=float, default=6, help="the most for one load")
         if name == "http":
             one.add_argument("--url", action="append", required=True)
@@ -57,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("--quick", action="store_true", help="one round, 50 clients")
     one = kind("pool", "measure database endpoints")
     one.add_argument("--dsn", action="append", required=True, help="without a password")
-    one.add_argument("--sessions", type=int, default=50)
+    one.add_argument("--sessions", type=count, default=50)
     one.add_argument("--seconds", type=float, default=5)
     one = kinds.add_parser("compare", help="two results side by side")
     one.add_argument("old", type=Path)

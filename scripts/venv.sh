@@ -7,7 +7,8 @@ python=${PYTHON:-python3}
 
 # Some ways to copy a repository (a zip archive, git with core.symlinks=false) leave text files in place of its links.
 for link in plugins playbooks .collections/ansible_collections/*/*/*; do
-    [ -L "$link" ] || [ ! -f "$link" ] || ln -sfn "$(cat "$link")" "$link"
+    target=$(head -n 1 "$link" 2>/dev/null | cut -c1-100)
+    [ -L "$link" ] || [ ! -f "$link" ] || [ ! -e "$(dirname "$link")/$target" ] || ln -sfn "$target" "$link"
 done
 
 "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' ||

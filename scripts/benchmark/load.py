@@ -71,9 +71,11 @@ def load(
     each = max(1, requests // concurrency)  # hey gives each connection the same number
     command = [*prefix, "timeout", "-s", "INT", str(seconds), "hey", "-o", "csv"]
     command += ["-n", str(each * concurrency), "-c", str(concurrency), "-t", str(ANSWER_SECONDS)]
-    done = subprocess.run(
-        [*command, url], capture_output=True, text=True, timeout=seconds + 2 * ANSWER_SECONDS
-    )
+    most = seconds + 2 * ANSWER_SECONDS
+    try:
+        done = subprocess.run([*command, url], capture_output=True, text=True, timeout=most)
+    except subprocess.TimeoutExpired:
+        raise Unusable(f"the generator did not end within {most:g} s") from None
     cut = done.returncode == 124  # timeout's own
     if done.returncode and not cut:
         words = (done.stderr or done.stdout).strip().splitlines()

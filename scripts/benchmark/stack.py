@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .load import Unusable, load
+from .load import Unusable, check, load
 
 ROOT = Path(__file__).resolve().parents[2]
 SOCKET = {"app_poolers": [{"host": "/run/pgbouncer/1", "port": 6432}]}
@@ -72,7 +72,11 @@ class Application:
 
     def shell(self, command: str, container: str = "") -> str:
         run = ["docker", "exec", container or self.container, "sh", "-c", command]
-        return subprocess.run(run, capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(run, capture_output=True, text=True)
+        if done.returncode:
+            words = (done.stderr or done.stdout).strip().splitlines() or [f"{done.returncode}"]
+            raise Unusable(f"{container or self.container}: {command.split()[0]}: {words[-1]}")
+        return done.stdout
 
     def sql(self, statement: str) -> str:
         psql = f'su postgres -c "psql -XAtq -c \\"{statement}\\""'
@@ -148,7 +152,7 @@ def sampled(ask: Callable[[], int], every_seconds: float = SAMPLE_SECONDS) -> It
 
     def collect() -> None:
         while not over.wait(every_seconds):
-            with contextlib.suppress(subprocess.CalledProcessError, ValueError):
+            with contextlib.suppress(Unusable, ValueError):
                 numbers.append(ask())
 
     thread = threading.Thread(target=collect)
@@ -220,6 +224,8 @@ def prepare(only: list[str], concurrencies: list[int]) -> list[Application]:
                 f"{app.max_clients()}: choose fewer"
             )
         app.shell("command -v hey >/dev/null || (apt-get update -q && apt-get install -y -q hey)")
+        for path in (NO_QUERY, *PATHS):
+            check(f"http://127.0.0.1:{app.port}{path}", app.on_the_host)
     return apps
 
 

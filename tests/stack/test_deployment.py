@@ -212,6 +212,26 @@ def test_failed_migration_leaves_the_old_version_serving(
     assert (flask.http.get("/readyz").json(), flask.host.check_output(start_time)) == before
 
 
+def test_old_release_with_another_password_is_named(
+    applications: dict[str, Application], flask_source: Path
+) -> None:
+    """It answers from the connections that it has; new ones would be refused."""
+    flask = applications["flask"]
+    file = f"/etc/poolkit/{flask.name}/pgpass"
+    flask.host.check_output(f"cp -p {file} /root/kept && sed -i 's/[^:]*$/another/' {file}")
+    try:
+        run = ansible(
+            *("ansible-playbook", "ansible/playbooks/app.yml", "--limit", flask.inventory_host),
+            *("-e", f"app_source={flask_source}"),
+        )
+    finally:
+        flask.host.check_output(f"mv /root/kept {file}")
+    output = re.sub(r"\s+", " ", run.stdout)
+    assert run.returncode != 0
+    said = r"\w{12} goes on serving, BUT GETS NO NEW CONNECTION to its database: .*SASL authentic"
+    assert re.search(said, output), output[-3000:]
+
+
 def test_refusing_database_is_named(applications: dict[str, Application]) -> None:
     flask = applications["flask"]
     before = flask.http.get("/readyz").json()

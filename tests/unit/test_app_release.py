@@ -553,6 +553,28 @@ def test_old_release_that_is_no_longer_ready_does_not_go_on_serving(
     assert asked["serving"].startswith("r1 RUNS BUT IS NOT READY (/readyz: status 503, password '*")
 
 
+def test_old_release_whose_password_was_changed_is_named(
+    serving: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pool still answers, from connections that were made before."""
+    answers = []
+
+    def log_in(way: dict, query: str, environment: dict) -> tuple[bool, str]:
+        answers.append((way, environment["PGPASSFILE"]))
+        return len(answers) > 1, "FATAL: SASL authentication failed"
+
+    monkeypatch.setattr(app_release, "log_in", log_in)
+    for name in ("pg_service.conf", "pgpass"):
+        (serving.config / name).touch()
+    asked = serving.deploy("current")["serving"]
+    assert asked == (
+        "r1 goes on serving, BUT GETS NO NEW CONNECTION to its database: "
+        "FATAL: SASL authentication failed"
+    )
+    assert serving.deploy("current")["serving"] == "r1 goes on serving"
+    assert answers[0] == ({"service": "shop"}, str(serving.config / "pgpass"))
+
+
 def test_old_release_is_asked_on_its_own_path(serving: Host) -> None:
     """And not on the one of the release that is refused."""
     serving.systemd.paths = {"r1": "/readyz", "r2": "/healthz"}

@@ -112,6 +112,14 @@ def test_interrupted_run_keeps_what_was_measured(
     assert len(report.read(path / "result.json")["rows"]) == 2
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "x"])
+def test_number_that_measures_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, number: str
+) -> None:
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "http", "--url", "http://a/", "--rounds", number)
+
+
 def test_password_of_an_endpoint_is_refused() -> None:
     with pytest.raises(load.Unusable, match=r"db:5432/shop: leave the password out") as caught:
         pool.check("postgresql://shop:hidden@db:5432/shop")

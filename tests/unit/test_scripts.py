@@ -1,6 +1,8 @@
 """The command-line programs' own logic."""
 
 import io
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -156,3 +158,20 @@ def test_summary_adds_up(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text(suite.format(10, 1, 1, 2))
     (tmp_path / "b.xml").write_text(suite.format(5, 0, 0, 0))
     assert test_summary.counts([tmp_path / "a.xml", tmp_path / "b.xml"]) == (11, 2, 2)
+
+
+def test_links_that_came_as_text_are_links_again(tmp_path: Path) -> None:
+    """As in a zip archive; a file that is no link is left alone."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    (tmp_path / "ansible/plugins").mkdir(parents=True)
+    folder = tmp_path / ".collections/ansible_collections/a/b"
+    folder.mkdir(parents=True)
+    (tmp_path / "plugins").write_text("ansible/plugins")
+    (folder / "plugins").write_text("../../../../ansible/plugins")
+    (folder / "galaxy.yml").write_text("namespace: a\nname: b\n")
+    subprocess.run(
+        ["sh", "scripts/venv.sh"], cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "PYTHON": "false"}
+    )
+    assert (tmp_path / "plugins").is_symlink()
+    assert (folder / "plugins").resolve() == tmp_path / "ansible/plugins"
+    assert (folder / "galaxy.yml").read_text() == "namespace: a\nname: b\n"

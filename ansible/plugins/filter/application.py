@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..plugin_utils.values import seconds
+from ..plugin_utils.values import SERIAL, WORKERS, seconds
 
 FACTS = ("host", "port", "dbname", "user", "password", "sslmode", "sslrootcert")
 """What app_environment_names can give further names to: libpq's keywords."""
@@ -138,10 +138,6 @@ def venv_name(found: Mapping[str, str], python: str, checksum: str) -> str:
     return f"py{version}{interpreter}-{checksum[:12]}"
 
 
-def _count_or_share(value: Any) -> bool:
-    return bool(re.fullmatch(r"[1-9]\d*|([1-9]\d?|100)%", str(value)))
-
-
 def _strategy_errors(given: Mapping[str, Any]) -> Iterable[str]:
     managed = given["strategy"] == "managed"
     for name in ("database_url", "database_direct_url"):
@@ -244,9 +240,9 @@ def app_errors(given: Mapping[str, Any]) -> list[str]:
             for name, value in given["environment"].items()
             if re.search(r"[\r\n]", str(value))
         ]
-    if not re.fullmatch(r"auto|[1-9]\d*", str(given["workers"])):
+    if not re.fullmatch(WORKERS, str(given["workers"])):
         errors.append(f"app_workers is {given['workers']!r}: give a number or auto")
-    if not _count_or_share(given["serial"]):
+    if not re.fullmatch(SERIAL, str(given["serial"])):
         errors.append(
             f"app_serial is {given['serial']!r}: give a number or a percentage such as 25%"
         )

@@ -13,9 +13,11 @@ ANSWER_SECONDS = 15
 def log_in(way: Mapping[str, str], query: str, environment: Mapping[str, str]) -> tuple[bool, str]:
     """Return whether a way to the database is open, and the query's answer or psql's words.
 
-    way: {host, port, service}.
+    way: {service}, and {host, port} for others than the service's own.
     """
-    conninfo = f"host={way['host']} port={way['port']} service={way['service']}"
+    conninfo = " ".join(
+        f"{name}={way[name]}" for name in ("host", "port", "service") if name in way
+    )
     try:
         done = subprocess.run(
             ["psql", "-XAtqc", query, conninfo],

@@ -184,6 +184,7 @@ from pathlib import Path
 from typing import Any
 
 from ..module_utils.command_output import clipped
+from ..module_utils.libpq_login import log_in
 from ..module_utils.locking import Locked, lock
 from ..module_utils.refused import Refused
 from ..module_utils.secret_values import hide, of_environment
@@ -470,12 +471,25 @@ class Application:
         health = Health(**known) if known else self.health
         ready, said = self.answer(self.service, health, min(STILL_SECONDS, self.timeout))
         if ready:
-            return f"{release} goes on serving"
+            return f"{release} goes on serving{self.refused_logins()}"
         return (
             f"{release} RUNS BUT IS NOT READY ({health.path}: {said}). Its requests may fail until "
             "something is done, for instance because the database password that it has was changed "
             "before this"
         )
+
+    def refused_logins(self) -> str:
+        """Return what keeps the service from a new connection to its database; "" for nothing.
+
+        Its pool may answer for a while from connections that are older than a changed password.
+        """
+        names = {"PGSERVICEFILE": "pg_service.conf", "PGPASSFILE": "pgpass"}
+        files = {variable: self.config / name for variable, name in names.items()}
+        if not all(path.exists() for path in files.values()):
+            return ""
+        environment = {variable: str(path) for variable, path in files.items()}
+        is_open, said = log_in({"service": self.name}, "SELECT 1", environment)
+        return "" if is_open else f", BUT GETS NO NEW CONNECTION to its database: {said}"
 
     def wait_for_worker(self, unit: str) -> None:
         """Wait until a worker of the unit takes requests: gunicorn.conf.py leaves a file then."""

@@ -27,6 +27,7 @@ from .topology import (
     strategy_of,
     value_of,
 )
+from .values import WORKERS
 
 
 def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = None) -> list[dict]:
@@ -120,7 +121,7 @@ def _application(hostvars: Hostvars, host: str) -> dict:
 
 def _workers(facts: Mapping[str, Any], host: str) -> int | str:
     value = value_of(facts, "app_workers")
-    if value != "auto" and not re.fullmatch(r"[1-9]\d*", str(value)):
+    if not re.fullmatch(WORKERS, str(value)):
         raise AnsibleFilterError(
             f"{host}: app_workers is {value!r}: give a number of processes, or auto"
         )

@@ -14,6 +14,7 @@ from ansible.errors import AnsibleFilterError
 from ansible.module_utils.parsing.convert_bool import boolean
 
 from .role_defaults import default
+from .values import SERIAL
 
 Hostvars = Mapping[str, Mapping[str, Any]]
 """{host: its variables}."""
@@ -181,7 +182,7 @@ def uses_auth_query(facts: Mapping[str, Any]) -> bool:
 
 def serial_of(facts: Mapping[str, Any], host: str, role: str = "app") -> str:
     value = str(value_of(facts, f"{role}_serial"))
-    if not re.fullmatch(r"[1-9]\d*|([1-9]\d?|100)%", value):
+    if not re.fullmatch(SERIAL, value):
         raise AnsibleFilterError(
             f"{host}: {role}_serial is {value!r}: give a number or a percentage such as 25%"
         )

@@ -15,6 +15,12 @@ KINDS = (
 )
 
 
+SERIAL = r"[1-9]\d*|([1-9]\d?|100)%"
+"""How app_serial and pgbouncer_serial look: a number of hosts, or a share of them."""
+
+WORKERS = r"auto|[1-9]\d*"
+"""How app_workers looks."""
+
 SERVER_TIMEOUTS = ("statement_timeout", "idle_in_transaction_session_timeout")
 """What PostgreSQL bounds itself, as long as it does not hang."""
 
