@@ -65,6 +65,14 @@ def test_check_mode_starts_no_hosts() -> None:
     assert changed(run.stdout)["localhost"] == 2
 
 
+def test_hosts_of_another_checkout_are_refused() -> None:
+    """A clone made anew has other secrets; its hosts are still those of the old one."""
+    book = ("ansible/playbooks/docker_up.yml", "-e", "scram_salt_seed=of-another-clone")
+    run = ansible("ansible-playbook", *book)
+    assert run.returncode != 0
+    assert "another checkout made them" in re.sub(r"\s+", " ", run.stdout), run.stdout[-3000:]
+
+
 def test_no_secret_in_the_output_at_full_verbosity(secrets: dict[str, str]) -> None:
     """Reads the log of the deployment from zero and of its repetition, both at -vvv."""
     output = LOG.read_text() if LOG.exists() else ""
