@@ -166,10 +166,10 @@ def test_the_roles_own_numbers_hold_where_the_inventory_says_nothing(
     for role in ("app", "database"):
         (tmp_path / role).symlink_to(role_defaults.ROLES / role)
     (tmp_path / "pgbouncer/defaults").symlink_to(role_defaults.ROLES / "pgbouncer/defaults")
-    role_defaults._file.cache_clear()
+    role_defaults.role_file.cache_clear()
     monkeypatch.setattr(role_defaults, "ROLES", tmp_path)
     assert budget(ONE)["rows"][0]["pool"] == "30 + 7"
-    role_defaults._file.cache_clear()
+    role_defaults.role_file.cache_clear()
 
 
 def test_auth_query_adds_other_users_and_its_logins() -> None:

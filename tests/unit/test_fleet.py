@@ -15,6 +15,7 @@ from plugins.filter.connection_budget import connection_budget
 from plugins.filter.pooler_configuration import pooler_database
 from plugins.plugin_utils import role_defaults, topology
 from plugins.plugin_utils.applications import applications
+from plugins.plugin_utils.names import AUTH_USER
 from plugins.plugin_utils.roles import application_roles
 from plugins.plugin_utils.scram import scram_verifier
 
@@ -604,7 +605,11 @@ def test_role_of_auth_query_keeps_its_password() -> None:
     assert "for pgbouncer_auth (" in error
 
 
-KNOWN = ("app_framework", "app_name", "app_port", "app_module", "app_user", "pgbouncer_listen_port")
+def test_auth_query_has_one_name_for_its_role() -> None:
+    """The roles' own templates cannot read Python's constant."""
+    assert role_defaults.role_constants("pgbouncer")["_pgbouncer_auth_user"] == AUTH_USER
+    roles = role_defaults.role_constants("database")["_database_auth_roles"]
+    assert set(re.findall(r"pgbouncer_\w+", roles)) == {AUTH_USER}
 
 
 @pytest.mark.parametrize(
@@ -617,16 +622,18 @@ KNOWN = ("app_framework", "app_name", "app_port", "app_module", "app_user", "pgb
     ],
 )
 def test_misspelt_variable_comes_with_the_one_that_was_meant(name: str, meant: str) -> None:
-    assert fleet_filters.misspelt_variables(["app_name", name], KNOWN) == [
+    assert fleet_filters.misspelt_variables(["app_name", name], meant.partition("_")[0]) == [
         f"{name} (did you mean {meant}?)"
     ]
 
 
 def test_variables_of_an_inventorys_own_are_not_misspelt() -> None:
     own = ("app_domain", "app_version", "app_host", "app_hostname", "app_url", "pgbouncer_port")
-    assert fleet_filters.misspelt_variables(own, KNOWN) == []
-    known = role_defaults.options("database")
-    assert fleet_filters.misspelt_variables(["database_password", "database_role"], known) == []
+    for role in ("app", "pgbouncer"):
+        assert fleet_filters.misspelt_variables(own, role) == []
+    assert (
+        fleet_filters.misspelt_variables(["database_password", "database_role"], "database") == []
+    )
 
 
 def test_foreign_variables_are_told_and_misspelt_ones_are_not_among_them() -> None:

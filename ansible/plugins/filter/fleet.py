@@ -276,14 +276,17 @@ app_prot and app_port have 0.88; names of an inventory's own have less, such as 
 """
 
 
-def misspelt_variables(names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """Return a message for each variable that is not known and nearly spelt as a known one.
+def misspelt_variables(names: Iterable[str], role: str) -> list[str]:
+    """Return a message for each variable that is nearly spelt as one of the role's.
 
     Argument specs accept an unknown top-level variable in silence, so a misspelt one would be a
     setting that never takes effect. An inventory may hold variables of its own with the same
     beginning (app_domain, say): `foreign_variables` returns those.
     """
-    known = set(known)
+    return _misspelt(names, set(options(role)))
+
+
+def _misspelt(names: Iterable[str], known: set[str]) -> list[str]:
     messages = []
     for name in sorted(set(names) - known):
         words = name.split("_")
@@ -306,7 +309,7 @@ def foreign_variables(names: Iterable[str]) -> list[str]:
     """
     known = known_variables()
     unknown = set(names) - known
-    misspelt = {message.partition(" ")[0] for message in misspelt_variables(unknown, known)}
+    misspelt = {message.partition(" ")[0] for message in _misspelt(unknown, known)}
     return sorted(unknown - misspelt)
 
 
@@ -327,7 +330,7 @@ def fleet_errors(hostvars: Hostvars, groups: Groups, names: Iterable[str]) -> li
         errors = [
             f"unknown variable {message}; inventories/production/group_vars/all/main.yml lists the "
             "known ones"
-            for message in misspelt_variables(names, options("database"))
+            for message in misspelt_variables(names, "database")
         ]
         if not uses_database(hostvars, groups):
             return errors + _poolers_without_database(hostvars, groups)

@@ -19,6 +19,7 @@ from ansible.errors import AnsibleFilterError
 from ..module_utils import pgbouncer_version
 from ..plugin_utils.names import CONTROL, PGBOUNCER_PLAIN_NAME
 from ..plugin_utils.pool_sizes import SERVER_LIMITS
+from ..plugin_utils.role_defaults import role_file
 from ..plugin_utils.values import kind_of
 
 Catalogue = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -484,5 +485,6 @@ class FilterModule:
                 pgbouncer_errors,
                 pgbouncer_has_peers,
                 pgbouncer_value,
+                role_file,
             )
         }

@@ -10,7 +10,10 @@ PGBOUNCER_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 """What ends a line for one reader or another, and characters that nobody sees; a tab may stay."""
 
-RESERVED_NAMES = ("all", "pgbouncer", "pgbouncer_auth", "pgbouncer-exporter")
+AUTH_USER = "pgbouncer_auth"
+"""The role that looks logins up; _pgbouncer_auth_user in roles/pgbouncer/vars."""
+
+RESERVED_NAMES = ("all", "pgbouncer", AUTH_USER, "pgbouncer-exporter")
 """A keyword of access rules, the console and its user, and the roles that poolkit makes."""
 
 OWN_ENDINGS = ("-next", "-migrate", "-pending", "-build")
@@ -29,6 +32,3 @@ RESERVED_DATABASE = re.compile(
     r"|rdsadmin|azure_(maintenance|sys)|cloudsqladmin|alloydbadmin"
 )
 """Databases that every server has, keywords of access rules, and databases of the platforms."""
-
-AUTH_USER = "pgbouncer_auth"
-"""The role that looks logins up; _pgbouncer_auth_user in roles/pgbouncer/vars."""
