@@ -1,6 +1,8 @@
 """Each application answers on every endpoint, through its pooler."""
 
+import contextlib
 import json
+import socket
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +24,16 @@ def test_ready_through_the_pooler(application: Application) -> None:
 def test_fixed_answers(application: Application, path: str, body: dict) -> None:
     answer = application.http.get(path)
     assert (answer.status_code, answer.json()) == (200, body)
+
+
+def test_silent_connections_hold_no_thread(application: Application) -> None:
+    """Browsers and load balancers connect ahead of their requests; gunicorn's threads are 8."""
+    url = application.http.base_url
+    with contextlib.ExitStack() as silent:
+        for _ in range(24):
+            silent.enter_context(socket.create_connection((url.host, url.port)))
+        answer = application.http.get("/nodb", timeout=2)
+    assert answer.status_code == 200
 
 
 def test_page_shows_name_version_and_path(application: Application) -> None:

@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from time import monotonic
 from typing import Annotated
 
 from fastapi import Depends
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
 
-from app.engine import engine
+from app.engine import POOL_TIMEOUT, engine, pool_size
 
 CHECK_TIMEOUT = 4.5  # seconds; whoever probes us should have an answer within 5
 
@@ -20,15 +21,40 @@ new_session = async_sessionmaker(engine, expire_on_commit=False)
 autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
+class Turns(asyncio.Semaphore):
+    """A queue in front of the pool: as many as it has connections, the others in their order.
+
+    The pool gives a connection that comes back to whoever asks at that moment, and who has waited
+    waits again: with 50 clients, one request in a hundred took six times as long.
+    """
+
+    async def acquire(self) -> bool:
+        try:
+            async with asyncio.timeout(POOL_TIMEOUT):
+                return await super().acquire()
+        except TimeoutError:
+            raise PoolTimeoutError(f"no connection came free within {POOL_TIMEOUT} s") from None
+
+
+turns = Turns(pool_size) if pool_size else nullcontext()
+
+
 async def session() -> AsyncIterator[AsyncSession]:
-    async with closing(new_session()) as session:
+    async with turns, closing(new_session()) as session:
         yield session
 
 
 async def reader() -> AsyncIterator[AsyncSession]:
     """A session whose statements are each a transaction of their own: for requests that read."""
-    async with closing(new_session(bind=autocommit)) as session:
+    async with turns, closing(new_session(bind=autocommit)) as session:
         yield session
+
+
+@asynccontextmanager
+async def reading() -> AsyncIterator[AsyncConnection]:
+    """The same without the ORM, which takes a third of the time of a short request."""
+    async with turns, autocommit.connect() as connection:
+        yield connection
 
 
 @asynccontextmanager
@@ -72,7 +98,7 @@ async def _query_path() -> str:
 
     A pooler answers the login itself, with a process id of its own making.
     """
-    async with engine.connect() as connection:
+    async with turns, engine.connect() as connection:
         pid = await connection.scalar(text("SELECT pg_backend_pid()"))
         driver_connection = (await connection.get_raw_connection()).driver_connection
         return "direct" if driver_connection.info.backend_pid == pid else "pooler"

@@ -53,12 +53,14 @@ def check(_, record, __) -> None:
         raise DisconnectionError
 
 
+POOL_TIMEOUT = 4  # seconds that a request waits for a connection
+
 pool = {"poolclass": NullPool}
 if pool_size := int(os.environ.get("DATABASE_POOL_SIZE", "5")):
     pool = {
         "pool_size": pool_size,
         "max_overflow": 0,
-        "pool_timeout": 4,  # how many seconds a request waits for a connection
+        "pool_timeout": POOL_TIMEOUT,
         "pool_recycle": int(os.environ.get("DATABASE_CONNECTION_MAX_AGE_SECONDS", "60")),
     }
 pool["pool_events"] = [(note_the_way, "connect"), (check, "checkout")]

@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
-from app.database import Reader, Session, database_path
+from app.database import Reader, Session, database_path, reading
 from app.engine import engine
 from app.models import Item
 from app.settings import APP_NAME, APP_VERSION
@@ -105,8 +105,9 @@ async def readyz() -> JSONResponse:
 
 
 @app.get("/ping-db")
-async def ping_db(session: Reader) -> dict[str, int]:
-    return {"result": await session.scalar(text("SELECT 1"))}
+async def ping_db() -> dict[str, int]:
+    async with reading() as connection:
+        return {"result": await connection.scalar(text("SELECT 1"))}
 
 
 @app.get("/nodb")
