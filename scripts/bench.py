@@ -26,6 +26,7 @@ from typing import Any
 
 from benchmark import pool, report, stack
 from benchmark.load import Unusable, check, load
+from benchmark.one_client import one_client
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         one = kind(name, "measure requests")
         one.add_argument("--requests", type=count, default=5000)
         one.add_argument("--concurrency", type=count, nargs="+", default=[50, 200, 500])
-        one.add_argument("--seconds", type=float, default=6, help="the most for one load")
+        one.add_argument("--seconds", type=float, default=3, help="the most for one load")
         if name == "http":
             one.add_argument("--url", action="append", required=True)
         else:
@@ -121,6 +122,8 @@ def measure_stack(given: argparse.Namespace, rows: Rows, tell: Callable[..., Non
     apps = stack.prepare(given.only, given.concurrency)
     loads = list(stack.plan(apps, given.rounds, given.strategies, given.concurrency))
     rows.result["versions"] |= stack.versions(apps[0])
+    tell("one client, one query at a time", 0, len(loads))
+    rows.result["one_client"] = {"name": apps[0].name, **one_client(apps[0])}
     stack.run(apps, loads, given.requests, given.seconds, rows.append, tell)
 
 
@@ -159,6 +162,8 @@ def measure(given: argparse.Namespace, console: Console) -> int:
         console.print_json(json.dumps(list(rows)))
     else:
         console.print(report.table(rows.result))
+        for words in report.one_client(rows.result):
+            console.print(words)
         rows.path.with_suffix(".html").write_text(report.page(rows.result))
         console.print(f"The same as a page with plots: {rows.path.with_suffix('.html')}")
     console.print(f"As JSON: {rows.path}")

@@ -112,6 +112,18 @@ def table(result: dict[str, Any]) -> Table:
     return view
 
 
+def one_client(result: dict[str, Any]) -> list[str]:
+    """Return sentences on what one query and one login take, where that was measured."""
+    if not (found := result.get("one_client")):
+        return []
+    direct = next(row["query_us"] for row in found["ways"] if row["way"] == "direct")
+    return [
+        f"One client of {found['name']}, {row['way']}: a query {row['query_us']:.0f} µs "
+        f"({row['query_us'] - direct:+.0f} µs), a login {row['login_ms']:.1f} ms"
+        for row in found["ways"]
+    ] + [f"Of each login, {found['scram_key_ms']:.1f} ms are the client's part of SCRAM-SHA-256"]
+
+
 def comparison(old: dict[str, Any], new: dict[str, Any]) -> Table:
     """Return requests/s and p99 of two results, and new divided by old."""
     view = Table("service", "clients", "strategy", box=SIMPLE, pad_edge=False)
@@ -226,6 +238,7 @@ def page(result: dict[str, Any]) -> str:
         started=result["started"],
         facts={**result["settings"], **result["versions"]},
         plots=plots,
+        one_client=one_client(result),
         names=["service", "clients", "strategy", *columns(cells)],
         lines=[
             [f"{name} {path}", concurrency, strategy, *line(cell)]

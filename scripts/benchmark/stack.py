@@ -34,7 +34,7 @@ them, and this is the one that the applications' roles have anyway.
 """
 
 SAMPLE_SECONDS = 0.3
-WARM_UP_SECONDS = 2
+WARM_UP_SECONDS = 1
 PATHS = ("/ping-db", "/items")
 NO_QUERY = "/nodb"
 CONNECTIONS = (
@@ -243,6 +243,7 @@ def run(
     """
     deployed: dict[str, Any] | None = {}
     hosts = [app.host for app in apps]
+    warm = ("", "")
     try:
         for over, what in enumerate(loads):
             variables = STRATEGIES[what["strategy"]]
@@ -254,8 +255,9 @@ def run(
             tell(f"{what['name']} {what['path']} {what['strategy']}", over, len(loads))
             (app,) = [app for app in apps if app.name == what["name"]]
             url, clients = f"http://127.0.0.1:{app.port}{what['path']}", what["concurrency"]
-            # The first requests of a strategy open its connections.
-            load(url, 4 * clients, clients, WARM_UP_SECONDS, app.on_the_host)
+            if (what["strategy"], url) != warm:  # the first requests open its connections
+                load(url, 4 * clients, clients, WARM_UP_SECONDS, app.on_the_host)
+                warm = what["strategy"], url
             keep(what | measure(app, url, requests, clients, seconds))
     finally:
         if deployed != {}:
