@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ them, and this is the one that the applications' roles have anyway.
 
 SAMPLE_SECONDS = 0.3
 WARM_UP_SECONDS = 1
+SETTLE_SECONDS = 90
+ROOM_CONNECTIONS = 70
+"""With so many PostgreSQL can take more: of its 100, the applications' own pools have up to 54."""
 PATHS = ("/ping-db", "/items")
 NO_QUERY = "/nodb"
 CONNECTIONS = (
@@ -164,6 +168,18 @@ def sampled(ask: Callable[[], int], every_seconds: float = SAMPLE_SECONDS) -> It
         thread.join()
 
 
+def settle(app: Application) -> None:
+    """Wait until PostgreSQL has room again, for SETTLE_SECONDS at most.
+
+    An ASGI application without a pool leaves logins half done when hundreds of requests come at
+    once; PostgreSQL keeps each for authentication_timeout, a minute, and then refuses everybody.
+    """
+    end = time.monotonic() + SETTLE_SECONDS
+    count = "ss -Htn state established '( sport = :5432 )' | wc -l"
+    while int(app.shell(count, app.database)) > ROOM_CONNECTIONS and time.monotonic() < end:
+        time.sleep(1)
+
+
 def measure(app: Application, url: str, requests: int, clients: int, seconds: float) -> dict:
     """Return one load with what it cost: connections, the pooler's numbers, processor time."""
     asks = CONNECTIONS.format(user=app.name)
@@ -250,11 +266,13 @@ def run(
             if variables != deployed:
                 tell(f"deploying {what['strategy']}", over, len(loads))
                 deployed = None
+                settle(apps[0])
                 deploy(hosts, variables)
                 deployed = variables
             tell(f"{what['name']} {what['path']} {what['strategy']}", over, len(loads))
             (app,) = [app for app in apps if app.name == what["name"]]
             url, clients = f"http://127.0.0.1:{app.port}{what['path']}", what["concurrency"]
+            settle(app)
             if (what["strategy"], url) != warm:  # the first requests open its connections
                 load(url, 4 * clients, clients, WARM_UP_SECONDS, app.on_the_host)
                 warm = what["strategy"], url
@@ -262,4 +280,5 @@ def run(
     finally:
         if deployed != {}:
             tell("deploying the inventory's strategy again", len(loads), len(loads))
+            settle(apps[0])
             deploy(hosts, {})
