@@ -41,6 +41,11 @@ ROOM_CONNECTIONS = 70
 """With so many PostgreSQL can take more: of its 100, the applications' own pools have up to 54."""
 PATHS = ("/ping-db", "/items")
 NO_QUERY = "/nodb"
+ITEMS = (
+    "INSERT INTO items (key, name, created_at) SELECT 'benchmark-' || n, 'an item', now() "
+    "FROM generate_series(1, 50) AS n ON CONFLICT DO NOTHING"
+)
+"""/items answers with the newest 50; an empty table would be another query."""
 CONNECTIONS = (
     "SELECT count(*) FROM pg_stat_activity WHERE usename = '{user}' AND backend_type = "
     "'client backend'"
@@ -82,8 +87,8 @@ class Application:
             raise Unusable(f"{container or self.container}: {command.split()[0]}: {words[-1]}")
         return done.stdout
 
-    def sql(self, statement: str) -> str:
-        psql = f'su postgres -c "psql -XAtq -c \\"{statement}\\""'
+    def sql(self, statement: str, database: str = "postgres") -> str:
+        psql = f'su postgres -c "psql -XAtq -d {database} -c \\"{statement}\\""'
         return self.shell(psql, self.database).strip()
 
     @property
@@ -149,23 +154,33 @@ def applications() -> list[Application]:
 
 
 @contextlib.contextmanager
-def sampled(ask: Callable[[], int], every_seconds: float = SAMPLE_SECONDS) -> Iterator[list[int]]:
-    """Collect numbers meanwhile."""
+def sampled(app: Application, statement: str, seconds: float) -> Iterator[list[int]]:
+    """Collect the number that a statement returns, for so long at most.
+
+    One session asks again and again, since a new one each time would take a tenth of the machine.
+    It ends when its time is up: a signal does not reach it through docker exec.
+    """
     numbers: list[int] = []
-    over = threading.Event()
-
-    def collect() -> None:
-        while not over.wait(every_seconds):
-            with contextlib.suppress(Unusable, ValueError):
-                numbers.append(ask())
-
-    thread = threading.Thread(target=collect)
-    thread.start()
+    psql = f"su postgres -c 'timeout {seconds:g} psql -XAtq'"
+    asking = subprocess.Popen(
+        ["docker", "exec", "-i", app.database, "sh", "-c", psql],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    asking.stdin.write(f"{statement} \\watch {SAMPLE_SECONDS}\n")
+    asking.stdin.flush()
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.extend(asking.stdout))
+    reader.start()
     try:
         yield numbers
     finally:
-        over.set()
-        thread.join()
+        asking.terminate()
+        reader.join()
+        asking.wait()
+        numbers += [int(line) for line in found if line.strip().isdigit()]
 
 
 def settle(app: Application) -> None:
@@ -184,7 +199,7 @@ def measure(app: Application, url: str, requests: int, clients: int, seconds: fl
     """Return one load with what it cost: connections, the pooler's numbers, processor time."""
     asks = CONNECTIONS.format(user=app.name)
     (before,), cpu_before = app.pooler("STATS"), app.cpu_ms()
-    with sampled(lambda: int(app.sql(asks))) as connections:
+    with sampled(app, asks, seconds + 1) as connections:
         row = load(url, requests, clients, seconds, app.on_the_host)
     (after,), cpu_after = app.pooler("STATS"), app.cpu_ms()
     made = max(1, row["requests"])
@@ -208,8 +223,15 @@ def measure(app: Application, url: str, requests: int, clients: int, seconds: fl
 def plan(
     apps: list[Application], rounds: int, strategies: list[str], concurrencies: list[int]
 ) -> Iterator[dict]:
-    """Yield each load in its order: the strategies take turns, so that a drift hits all alike."""
-    for number, strategy in itertools.product(range(1, rounds + 1), strategies):
+    """Yield each load in its order: the strategies take turns, so that a drift hits all alike.
+
+    Each round begins with another one, so that none has the same place every time.
+    """
+    turns = (
+        (number, strategies[(number - 1 + place) % len(strategies)])
+        for number, place in itertools.product(range(1, rounds + 1), range(len(strategies)))
+    )
+    for number, strategy in turns:
         for app in apps:
             for path in (NO_QUERY,) if strategy == "no query" else PATHS:
                 for concurrency in concurrencies if path != "/items" else concurrencies[:1]:
@@ -242,6 +264,7 @@ def prepare(only: list[str], concurrencies: list[int]) -> list[Application]:
         app.shell("command -v hey >/dev/null || (apt-get update -q && apt-get install -y -q hey)")
         for path in (NO_QUERY, *PATHS):
             check(f"http://127.0.0.1:{app.port}{path}", app.on_the_host)
+        app.sql(ITEMS, app.name)
     return apps
 
 
