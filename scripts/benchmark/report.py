@@ -23,7 +23,8 @@ SCHEMA = 1
 Key = tuple[str, str, int, str]
 """(name, path, concurrency, strategy)."""
 
-LIGHT, DARK = ("#1a1a1a", "#ffffff"), ("#e6e6e6", "#16181c")
+TEXT = "#010203"
+"""A colour that nothing else has: in the page it becomes that of the text, light or dark."""
 COLOURS = ("#8a8f98", "#2f7ed8", "#1aa179", "#d98200", "#8e5bd0", "#d6453d")
 
 
@@ -208,31 +209,27 @@ def figures(cells: dict[Key, dict[str, Any]]) -> list[tuple[str, Any]]:
     return found
 
 
-def svg(draw: Any, title: str, colours: tuple[str, str]) -> str:
-    """Return one plot in the colours of its text and ground."""
+def svg(draw: Any, title: str) -> str:
+    """Return one plot without a ground, in the colour of the text around it."""
     import matplotlib as mpl  # slow to load, and needed here alone
     from matplotlib.figure import Figure
 
-    text, ground = colours
-    style = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), text)
-    style |= {"axes.edgecolor": text, "axes.facecolor": ground, "svg.fonttype": "none"}
+    style = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), TEXT)
+    style |= {"axes.edgecolor": TEXT, "axes.facecolor": "none", "svg.fonttype": "none"}
     style |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 11}
     with mpl.rc_context(style):
-        figure = Figure(figsize=(5.6, 3.4), facecolor=ground, layout="constrained")
+        figure = Figure(figsize=(5.6, 3.4), facecolor="none", layout="constrained")
         draw(figure.add_subplot())
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Title": title})
-    return out.getvalue().partition("<svg")[1] + out.getvalue().partition("<svg")[2]
+    text = out.getvalue().replace(TEXT, "currentColor")
+    return "".join(text.partition("<svg")[1:])
 
 
 def page(result: dict[str, Any]) -> str:
     """Return one HTML file that needs nothing else, for light and dark screens and phones."""
     cells = medians(result["rows"])
-    colours = {"light": LIGHT, "dark": DARK}
-    plots = [
-        (title, {name: svg(draw, title, pair) for name, pair in colours.items()})
-        for title, draw in figures(cells)
-    ]
+    plots = [(title, svg(draw, title)) for title, draw in figures(cells)]
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return template.from_string(Path(__file__).with_name("report.html.j2").read_text()).render(
         started=result["started"],
@@ -244,5 +241,4 @@ def page(result: dict[str, Any]) -> str:
             [f"{name} {path}", concurrency, strategy, *line(cell)]
             for (name, path, concurrency, strategy), cell in cells.items()
         ],
-        **colours,
     )

@@ -136,6 +136,8 @@ def test_strategies_take_turns() -> None:
     found = list(stack.plan([app], 2, list(stack.STRATEGIES), [50, 200]))
     first = [row["strategy"] for row in found if row["round"] == 1]
     assert list(dict.fromkeys(first)) == list(stack.STRATEGIES)
+    second = [row["strategy"] for row in found if row["round"] == 2]
+    assert list(dict.fromkeys(second)) == [*list(stack.STRATEGIES)[1:], list(stack.STRATEGIES)[0]]
     assert [row["round"] for row in found] == sorted(row["round"] for row in found)
     paths = {(row["path"], row["concurrency"]) for row in found if row["strategy"] == "direct"}
     assert paths == {("/ping-db", 50), ("/ping-db", 200), ("/items", 50)}
@@ -177,9 +179,25 @@ def test_two_results_are_compared() -> None:
     assert re.search(r"native\s+50\.0\s+100\.0\s+2\.00", text)
 
 
+def test_one_client_is_told_in_sentences() -> None:
+    ways = [
+        {"way": "pgbouncer", "query_us": 170.4, "login_ms": 2.66},
+        {"way": "direct", "query_us": 117.0, "login_ms": 8.3},
+    ]
+    found = {"one_client": {"name": "shop", "ways": ways, "scram_key_ms": 0.58}}
+    pooler, direct, scram = report.one_client(found)
+    assert pooler == "One client of shop, pgbouncer: a query 170 µs (+53 µs), a login 2.7 ms"
+    assert "(+0 µs)" in direct
+    assert scram.startswith("Of each login, 0.6 ms")
+    assert report.one_client({}) == []
+
+
 def test_page_needs_nothing_else() -> None:
     text = report.page(result(row("pgbouncer", 900), row('<b>"', 80)))
-    assert text.count("<svg") == 4  # throughput and connections, light and dark
+    assert text.count("<svg") == 2  # throughput and connections
+    # In the colour of the text, for light and dark screens alike.
+    assert "currentColor" in text
+    assert report.TEXT not in text
     assert "&lt;b&gt;" in text
     assert "<b>" not in text
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", text)
