@@ -8,7 +8,6 @@ from typing import Any
 
 from .stack import Application
 
-WAYS = ("pgbouncer", "pgbouncer, socket", "direct")
 PROGRAM = """
 import hashlib, json, os, statistics, time
 import psycopg
