@@ -179,6 +179,8 @@ VALUES = {
     "environment": ["APP_SECRET_KEY", "_x"],
     "environment_names": ["DB_HOST"],
     "pip_environment": ["PIP_INDEX_URL", "https_proxy"],
+    "state_directories": ["media", "cache/thumbnails", "log_files.d"],
+    "system_packages": ["libgdal36", "g++", "libstdc++6"],
 }
 
 
@@ -240,6 +242,14 @@ def test_values_of_the_right_form(given: dict) -> None:
         ("health_headers", {"X Y": "z"}, "app_health_headers: 'X Y' is no name of a header"),
         ("environment", ["A B"], "app_environment: 'A B' is no name of a variable"),
         ("environment_names", ["A=1\nB"], "app_environment_names: 'A=1\\nB' is no name"),
+        *(
+            ("state_directories", [name], f"app_state_directories has {name!r}: give a name")
+            for name in ("/media", "../media", "a/../b", "media/", "", "a b", "50%", ".hidden", "ä")
+        ),
+        *(
+            ("system_packages", [name], f"app_system_packages has {name!r}: give the name")
+            for name in ("libgdal36 -o x", "-y", "Lib", "a", "g++;reboot")
+        ),
         ("pip_environment", ["x; reboot"], "app_pip_environment: 'x; reboot' is no name"),
     ],
 )

@@ -4,6 +4,8 @@ import gzip
 import io
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -370,3 +372,87 @@ def test_what_is_left_out_by_default(source: Path, pack_source: Callable[..., di
     after = pack_source(source=str(source), exclude=defaults["app_source_exclude"])
     assert contents(after["archive"]).keys() == contents(before["archive"]).keys()
     assert after["release"] == before["release"]
+
+
+def test_part_of_a_source(source: Path, pack_source: Callable[..., dict]) -> None:
+    part = source / "backend"
+    part.mkdir()
+    (part / "requirements.txt").write_text("gunicorn==27.0.1\n")
+    (part / "app.py").touch()
+    done = pack_source(source=str(source), directory="backend")
+    assert set(contents(done["archive"])) == {"app.py", "requirements.txt", ".poolkit-release"}
+    for name in ("front", "..", "backend/../..", "/etc", "manage.py"):
+        error = pack_source(source=str(source), directory=name)["msg"]
+        assert error.startswith("app_source_directory: "), error
+        assert repr(name) in error
+
+
+def test_build_commands_are_part_of_the_name(
+    source: Path, pack_source: Callable[..., dict]
+) -> None:
+    """And a source cannot say itself that it was built."""
+    plain = pack_source(source=str(source))["release"]
+    (source / ".poolkit-built").touch()
+    (source / ".poolkit-static").write_text('{"root": "..", "files": []}')
+    done = pack_source(source=str(source))
+    assert done["release"] == plain
+    assert not {".poolkit-built", ".poolkit-static"} & set(contents(done["archive"]))
+    one = pack_source(source=str(source), build=["npm ci"])["release"]
+    other = pack_source(source=str(source), build=["npm ci", "npm run build"])["release"]
+    assert len({plain, one, other}) == 3
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A repository with the member backend, which needs the members common and plain."""
+    root = tmp_path / "mono"
+    shutil.copytree(UV_PROJECT, root)
+    (root / "pyproject.toml").write_text('[tool.uv.workspace]\nmembers = ["backend", "libs/*"]\n')
+    needs = {"backend": ["common", "plain", "gunicorn==27.0.1"], "libs/common": [], "libs/plain": []}
+    for place, names in needs.items():
+        folder = root / place
+        folder.mkdir(parents=True)
+        sources = "".join(f"{name} = {{workspace = true}}\n" for name in names if "=" not in name)
+        (folder / "pyproject.toml").write_text(
+            f'[project]\nname = "{folder.name}"\nversion = "1"\nrequires-python = ">=3.11"\n'
+            f"dependencies = {names}\n[tool.uv.sources]\n{sources}"
+        )
+    (root / "libs/common/src/common").mkdir(parents=True)
+    return root
+
+
+def test_workspace(workspace: Path, pack_source: Callable[..., dict]) -> None:
+    """Members are imported from the release; what they need is installed."""
+    lines = (
+        "-e ./backend\n-e ./libs/common\n./libs/plain ; python_full_version >= '3.11'\n"
+        "gunicorn==27.0.1 \\\n    --hash=sha256:0\n"
+    )
+    text, projects = source_requirements.without_local_projects(tree(workspace), lines)
+    assert text == "gunicorn==27.0.1 \\\n    --hash=sha256:0\n"
+    assert projects == ["backend", "libs/common", "libs/plain"]
+    path = source_archive.python_path(tree(workspace), projects)
+    assert path == [".", "backend", "libs/common/src", "libs/plain"]
+
+
+def test_member_outside_of_the_part_is_refused(workspace: Path) -> None:
+    part = source_archive.part(tree(workspace), "backend")
+    with pytest.raises(SourceError, match=r"needs \.\./libs/common, which is outside of it"):
+        source_requirements.without_local_projects(part, "-e ../libs/common\n")
+
+
+def test_lock_of_the_workspace_serves_its_member(workspace: Path) -> None:
+    """uv makes the lock here; from the index it needs gunicorn's entry alone."""
+    (workspace / "backend/pyproject.toml").write_text(
+        '[project]\nname = "backend"\nversion = "1"\nrequires-python = ">=3.11"\n'
+        "dependencies = []\n"
+    )
+    (workspace / "uv.lock").unlink()
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    command = [uv, "lock", "--offline", "--quiet", "--no-python-downloads"]
+    subprocess.run(command, cwd=workspace, check=True)
+    part = source_archive.part(tree(workspace), "backend")
+    name, text = source_requirements.locked_requirements(part, "uv.lock")
+    assert (name, text.strip()) == ("requirements.poolkit.txt", "")
+    (workspace / "backend/pyproject.toml").unlink()
+    with pytest.raises(SourceError, match=r"needs its pyproject\.toml beside it"):
+        source_requirements.locked_requirements(part, "uv.lock")

@@ -123,7 +123,7 @@ from pathlib import Path
 from typing import Any
 
 from ..module_utils.unlogged_module import UnloggedModule
-from ..module_utils.virtual_environment import complete
+from ..module_utils.virtual_environment import built, complete
 
 # A host with an unsupported distribution is told so here: this file and what it imports run with
 # every Python that Ansible runs modules with, from 3.8.
@@ -275,7 +275,7 @@ def foreign_listeners(shown: str, name: str) -> list[str]:
 def environment(release: Path) -> str:
     """Return where the link .venv of a whole release leads, with a whole environment; else ""."""
     link = release / ".venv"
-    whole = (release / ".poolkit-release").exists() and complete(link)
+    whole = built(release) and (release / ".poolkit-release").exists() and complete(link)
     # Path.readlink() is Python 3.9's.
     return os.readlink(link) if whole and link.is_symlink() else ""  # noqa: PTH115
 
