@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils import command_output
+from plugins.module_utils import command_output, locking
 from plugins.modules import app_build
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -24,7 +24,8 @@ def built(
 ) -> Callable[..., dict]:
     """Run the module; a stand-in for systemd-run executes the command itself, unconfined."""
     (tmp_path / "releases").mkdir()
-    (tmp_path / "pip.env").write_text('NPM_CONFIG_REGISTRY="https://npm.example.com"\n')
+    (tmp_path / "venvs").mkdir()
+    (tmp_path / "pip.env").write_text('NPM_TOKEN="t0ken-of-npm"\n')
     monkeypatch.setattr(command_output, "DIRECTORY", tmp_path / "log")
     monkeypatch.setattr(app_build, "systemctl", lambda *call: run.stopped.append(call))
     monkeypatch.setattr(app_build, "properties", lambda *_: {"Transient": run.transient})
@@ -45,6 +46,7 @@ def built(
     def run(release: str = "aaa", *, check: bool = False, **given: object) -> dict:
         folder = tmp_path / "releases" / release
         folder.mkdir(exist_ok=True)
+        (folder / ".poolkit-release").write_text("python3")  # unpacked, as release.yml does
         arguments = {
             **{"name": "shop", "root": str(tmp_path), "release": str(folder)},
             **{"build_user": ME, "build_environment_file": str(tmp_path / "pip.env")},
@@ -77,17 +79,35 @@ def test_failed_command_is_run_again(built: Callable, tmp_path: Path) -> None:
     assert done["failed"]
     assert "app_build_commands: \"echo 'npm error" in done["msg"]
     assert "exit code 3: npm error missing script: build" in done["msg"]
-    assert f"{tmp_path}/log/shop-build.log" in done["msg"]
+    assert f"{tmp_path}/log/shop-steps.log" in done["msg"]
+    # The role unpacks a release without its marker anew.
+    assert not (tmp_path / "releases/aaa/.poolkit-release").exists()
     assert built(commands=["touch made"])["changed"] is True
     assert (tmp_path / "releases/aaa/made").exists()
 
 
 def test_a_command_cannot_say_that_it_was_built(built: Callable, tmp_path: Path) -> None:
     """Its own marks go, also where it fails; the list would tell root which files to link."""
+    (tmp_path / "releases/aaa").mkdir()
     lie = 'echo \'{"root": "../../..", "files": ["etc/shadow"]}\' > .poolkit-static'
-    assert built(commands=[f"{lie}; touch .poolkit-built; exit 1"])["failed"]
+    assert built(commands=[f"{lie}; mkdir .poolkit-built; touch .poolkit-release; exit 1"])["failed"]
     assert not (tmp_path / "releases/aaa/.poolkit-built").exists()
     assert not (tmp_path / "releases/aaa/.poolkit-static").exists()
+    assert not (tmp_path / "releases/aaa/.poolkit-release").exists()
+
+
+def test_tokens_of_the_index_are_in_no_output(built: Callable, tmp_path: Path) -> None:
+    done = built(commands=["cat ../../pip.env; exit 1"])
+    assert done["failed"]
+    assert "t0ken-of-npm" not in str(done)
+    assert "t0ken-of-npm" not in (tmp_path / "log/shop-steps.log").read_text()
+
+
+def test_two_runs_take_turns(built: Callable, tmp_path: Path) -> None:
+    with locking.lock(tmp_path / "venvs/.lock", 0):
+        done = built(commands=["touch made"], lock_timeout_seconds=0)
+    assert "another run on this host did not end" in done["msg"]
+    assert not (tmp_path / "releases/aaa/made").exists()
 
 
 def test_check_mode_runs_nothing(built: Callable, tmp_path: Path) -> None:
@@ -100,7 +120,7 @@ MANAGE = """#!/bin/sh
 case "$2" in
   shell) echo "3 objects imported"; echo "poolkit: STATIC_ROOT $STATIC_ROOT" ;;
   collectstatic) [ ! -e broken ] || { echo "OSError: hunter22"; exit 1; }
-    mkdir -p "$STATIC_ROOT/css"; cp -r assets/. "$STATIC_ROOT" ;;
+    cp -r assets/. "$STATIC_ROOT" ;;
 esac
 """
 
@@ -114,6 +134,8 @@ def django(built: Callable, tmp_path: Path) -> Callable[..., dict]:
 
     def run(release: str, root: str = "static", *files: str, **given: object) -> dict:
         folder = tmp_path / "releases" / release
+        (folder / "assets").mkdir(parents=True, exist_ok=True)
+        (folder / "manage.py").touch()
         for name in files:
             path = folder / "assets" / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +181,39 @@ def test_static_root_through_a_link_is_refused(django: Callable, tmp_path: Path)
     assert (tmp_path / "other").stat().st_mode & 0o777 == 0o700
 
 
+def test_root_links_nothing_behind_a_link(django: Callable, tmp_path: Path) -> None:
+    """What collects may leave one: a file of an earlier release would be put where it leads."""
+    django("aaa", "static", "sub/evil", "plain.css")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "releases/bbb/assets").mkdir(parents=True)
+    (tmp_path / "releases/bbb/assets/sub").symlink_to(tmp_path / "other")
+    assert django("bbb", "static", "new.css")["kept_static_files"] == 1
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_file_in_the_place_of_a_directory(django: Callable) -> None:
+    django("aaa", "static", "app/x.js", "y.js")
+    done = django("bbb", "static", "app")
+    assert (done["static_files"], done["kept_static_files"]) == (1, 1)
+
+
+def test_run_that_was_cut_off_leaves_the_others_alone(django: Callable, tmp_path: Path) -> None:
+    """Its links are dropped before anything changes owner or content."""
+    django("aaa", "static", "app.1.css")
+    static = tmp_path / "releases/bbb/static"
+    static.mkdir(parents=True)
+    os.link(tmp_path / "releases/aaa/static/app.1.css", static / "app.1.css")
+    done = django("bbb", "static", "app.2.css")
+    assert (done["static_files"], done["kept_static_files"]) == (1, 1)
+    listed = json.loads((tmp_path / "releases/bbb/.poolkit-static").read_text())
+    assert listed == {"root": "static", "files": ["app.2.css"]}
+
+
+def test_release_without_manage_py_collects_nothing(built: Callable) -> None:
+    assert built(collectstatic=True)["static_files"] == 0
+    assert built.commands == []
+
+
 def test_a_list_of_a_source_leads_nowhere_else(django: Callable, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("hunter22")
@@ -167,6 +222,7 @@ def test_a_list_of_a_source_leads_nowhere_else(django: Callable, tmp_path: Path)
     (old / "static/link").symlink_to(secret)
     names = ["../../../secret", "link"]
     (old / ".poolkit-static").write_text(json.dumps({"root": "static", "files": names}))
+    (old / ".poolkit-built").touch()
     assert django("aaa", "static", "app.css")["kept_static_files"] == 0
 
 
@@ -177,5 +233,5 @@ def test_secrets_are_in_no_message(django: Callable, built: Callable, tmp_path: 
     assert done["failed"]
     assert "collectstatic failed" in done["msg"]
     assert "hunter22" not in str(done)
-    assert "hunter22" not in (tmp_path / "log/shop-build.log").read_text()
+    assert "hunter22" not in (tmp_path / "log/shop-steps.log").read_text()
     assert "hunter22" not in str(built.commands)

@@ -179,7 +179,8 @@ VALUES = {
     "environment": ["APP_SECRET_KEY", "_x"],
     "environment_names": ["DB_HOST"],
     "pip_environment": ["PIP_INDEX_URL", "https_proxy"],
-    "state_directories": ["media", "cache/thumbnails", "log_files.d"],
+    "state_directories": ["media", "log_files.d"],
+    "build_commands": ["npm ci", "npm run build"],
     "system_packages": ["libgdal36", "g++", "libstdc++6"],
 }
 
@@ -244,12 +245,15 @@ def test_values_of_the_right_form(given: dict) -> None:
         ("environment_names", ["A=1\nB"], "app_environment_names: 'A=1\\nB' is no name"),
         *(
             ("state_directories", [name], f"app_state_directories has {name!r}: give a name")
-            for name in ("/media", "../media", "a/../b", "media/", "", "a b", "50%", ".hidden", "ä")
+            for name in ("/media", "../media", "a/b", "media/", "", "a b", "50%", ".hidden", "ä")
         ),
         *(
             ("system_packages", [name], f"app_system_packages has {name!r}: give the name")
             for name in ("libgdal36 -o x", "-y", "Lib", "a", "g++;reboot")
         ),
+        ("state_directories", "media", "app_state_directories is the text 'media': give a list"),
+        ("system_packages", "npm", "app_system_packages is the text 'npm': give a list"),
+        ("build_commands", "npm ci", "app_build_commands is the text 'npm ci': give a list"),
         ("pip_environment", ["x; reboot"], "app_pip_environment: 'x; reboot' is no name"),
     ],
 )

@@ -158,7 +158,7 @@ def test_python_path(tmp_path: Path, files: list[str], expected: list[str]) -> N
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert source_archive.python_path(tree(tmp_path)) == expected
+    assert source_archive.python_path(tree(tmp_path), []) == expected
 
 
 def test_good_source_is_accepted(source: Path) -> None:
@@ -404,55 +404,49 @@ def test_build_commands_are_part_of_the_name(
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """A repository with the member backend, which needs the members common and plain."""
+    """A repository whose member backend needs the members common and plain; uv makes its lock."""
     root = tmp_path / "mono"
-    shutil.copytree(UV_PROJECT, root)
+    root.mkdir()
     (root / "pyproject.toml").write_text('[tool.uv.workspace]\nmembers = ["backend", "libs/*"]\n')
-    needs = {"backend": ["common", "plain", "gunicorn==27.0.1"], "libs/common": [], "libs/plain": []}
-    for place, names in needs.items():
-        folder = root / place
-        folder.mkdir(parents=True)
-        sources = "".join(f"{name} = {{workspace = true}}\n" for name in names if "=" not in name)
-        (folder / "pyproject.toml").write_text(
-            f'[project]\nname = "{folder.name}"\nversion = "1"\nrequires-python = ">=3.11"\n'
+    for place, names in {"backend": ["common", "plain"], "libs/common": [], "libs/plain": []}.items():
+        (root / place).mkdir(parents=True)
+        sources = "".join(f"{name} = {{workspace = true}}\n" for name in names)
+        name = place.rpartition("/")[2]
+        (root / place / "pyproject.toml").write_text(
+            f'[project]\nname = "{name}"\nversion = "1"\nrequires-python = ">=3.11"\n'
             f"dependencies = {names}\n[tool.uv.sources]\n{sources}"
         )
     (root / "libs/common/src/common").mkdir(parents=True)
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    command = [uv, "lock", "--offline", "--quiet", "--no-python-downloads"]
+    subprocess.run(command, cwd=root, check=True)
     return root
 
 
-def test_workspace(workspace: Path, pack_source: Callable[..., dict]) -> None:
-    """Members are imported from the release; what they need is installed."""
-    lines = (
-        "-e ./backend\n-e ./libs/common\n./libs/plain ; python_full_version >= '3.11'\n"
-        "gunicorn==27.0.1 \\\n    --hash=sha256:0\n"
-    )
-    text, projects = source_requirements.without_local_projects(tree(workspace), lines)
-    assert text == "gunicorn==27.0.1 \\\n    --hash=sha256:0\n"
-    assert projects == ["backend", "libs/common", "libs/plain"]
+def test_members_of_a_workspace_are_imported_from_the_release(workspace: Path) -> None:
+    name, text, projects = source_requirements.locked_requirements(tree(workspace), "uv.lock")
+    assert (name, text) == ("requirements.poolkit.txt", "")
+    assert projects == ["libs/common", "libs/plain"]
     path = source_archive.python_path(tree(workspace), projects)
-    assert path == [".", "backend", "libs/common/src", "libs/plain"]
-
-
-def test_member_outside_of_the_part_is_refused(workspace: Path) -> None:
-    part = source_archive.part(tree(workspace), "backend")
-    with pytest.raises(SourceError, match=r"needs \.\./libs/common, which is outside of it"):
-        source_requirements.without_local_projects(part, "-e ../libs/common\n")
+    assert path == [".", "libs/common/src", "libs/plain"]
 
 
 def test_lock_of_the_workspace_serves_its_member(workspace: Path) -> None:
-    """uv makes the lock here; from the index it needs gunicorn's entry alone."""
-    (workspace / "backend/pyproject.toml").write_text(
-        '[project]\nname = "backend"\nversion = "1"\nrequires-python = ">=3.11"\n'
-        "dependencies = []\n"
-    )
-    (workspace / "uv.lock").unlink()
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    command = [uv, "lock", "--offline", "--quiet", "--no-python-downloads"]
-    subprocess.run(command, cwd=workspace, check=True)
+    """A member that needs another one outside of the part is refused."""
     part = source_archive.part(tree(workspace), "backend")
-    name, text = source_requirements.locked_requirements(part, "uv.lock")
-    assert (name, text.strip()) == ("requirements.poolkit.txt", "")
-    (workspace / "backend/pyproject.toml").unlink()
+    with pytest.raises(SourceError, match=r"needs \./libs/common, which is outside of it"):
+        source_requirements.locked_requirements(part, "uv.lock")
+    part = source_archive.part(tree(workspace), "libs/plain")
+    assert source_requirements.locked_requirements(part, "uv.lock")[2] == []
+    (workspace / "libs/plain/pyproject.toml").unlink()
     with pytest.raises(SourceError, match=r"needs its pyproject\.toml beside it"):
         source_requirements.locked_requirements(part, "uv.lock")
+
+
+def test_projects_of_an_export(workspace: Path) -> None:
+    lines = "-e ./backend\n./libs/plain ; python_full_version >= '3.11'\ngunicorn==1 \\\n    --hash=x\n"
+    found = source_requirements.without_local_projects(tree(workspace), lines, workspace)
+    assert found == ("gunicorn==1 \\\n    --hash=x\n", ["backend", "libs/plain"])
+    (workspace / "x.whl").touch()
+    with pytest.raises(SourceError, match=r"needs the file \./x\.whl"):
+        source_requirements.without_local_projects(tree(workspace), "./x.whl \\\n", workspace)

@@ -82,7 +82,8 @@ def app_value_errors(given: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the form of the role's values, each with the variable to change.
 
     given: the keys of FORMS, bind_address, port, hosts (pairs of a database's or pooler's host and
-    port), health_headers, state_directories, system_packages, and the names of variables in environment, environment_names and
+    port), health_headers, state_directories, system_packages,
+    build_commands, and the names of variables in environment, environment_names and
     pip_environment. A value that may hold a secret is not shown.
     """
     errors = [
@@ -109,13 +110,16 @@ def app_value_errors(given: Mapping[str, Any]) -> list[str]:
     for what, port in ports:
         if not re.fullmatch(r"[1-9][0-9]{0,4}", str(port)) or int(port) > 65535:
             errors.append(f"{what} is {port!r}: give a number from 1 to 65535")
-    for name in given["state_directories"]:
-        # systemd reads % in the unit.
-        if not re.fullmatch(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)*", str(name), re.ASCII):
-            errors.append(
-                f"app_state_directories has {name!r}: give a name such as media, without / at its "
-                "beginning"
-            )
+    for key in ("state_directories", "system_packages", "build_commands"):
+        if isinstance(given[key], str):
+            errors.append(f"app_{key} is the text {given[key]!r}: give a list, such as [one, two]")
+            given = {**given, key: []}
+    errors += [
+        # One folder's name: root makes no directory in one that is the application's.
+        f"app_state_directories has {name!r}: give a name such as media, without /"
+        for name in given["state_directories"]
+        if not re.fullmatch(r"(?!\.)[\w.-]+", str(name), re.ASCII)
+    ]
     errors += [
         f"app_system_packages has {name!r}: give the name of a Debian package, such as libgdal34"
         for name in given["system_packages"]

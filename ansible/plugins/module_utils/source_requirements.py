@@ -45,11 +45,12 @@ def normalised(requirements: str) -> str:
     return "".join(f"{line}\n" for line in lines if line)
 
 
-def without_local_projects(tree: Tree, text: str) -> tuple[str, list[str]]:
+def without_local_projects(tree: Tree, text: str, folder: Path) -> tuple[str, list[str]]:
     """Return exported requirements without projects of the source itself, and where those are.
 
-    A workspace's members and path dependencies come as `-e ./libs/x` or `./libs/x`. Their code is
-    in the release and is imported from there; what they need is in the export as well.
+    A workspace's members and path dependencies come as `-e ./libs/x` or `./libs/x`, relative to the
+    lock's folder. Their code is in the release and is imported from there; what they need is in the
+    export as well.
     """
     lines, projects = [], []
     for line in text.splitlines():
@@ -57,13 +58,18 @@ def without_local_projects(tree: Tree, text: str) -> tuple[str, list[str]]:
         if not found:
             lines.append(line)
             continue
-        path = (tree.path / found[1]).resolve()
-        if not path.is_relative_to(tree.path.resolve()):
+        path, top = (folder / found[1]).resolve(), tree.path.resolve()
+        if not path.is_dir():
+            raise SourceError(
+                f"app_requirements: {tree.name} needs the file {found[1]}, which its hosts do not "
+                "have: require it from an index"
+            )
+        if not path.is_relative_to(top):
             raise SourceError(
                 f"app_source: {tree.name} needs {found[1]}, which is outside of it: deploy the "
                 "directory that has both, with a shorter app_source_directory or none"
             )
-        projects.append(str(path.relative_to(tree.path.resolve())))
+        projects.append(str(path.relative_to(top)))
     return "".join(f"{line}\n" for line in lines), [name for name in projects if name != "."]
 
 
@@ -109,8 +115,11 @@ def missing_requirements(tree: Tree, requirements: str) -> str:
     )
 
 
-def locked_requirements(tree: Tree, requirements: str) -> tuple[str, str]:
-    """Return the name that the requirements file has in the release, and its text."""
+def locked_requirements(tree: Tree, requirements: str) -> tuple[str, str, list[str]]:
+    """Return the name that the requirements file has in the release, its text, and `projects`.
+
+    projects: directories of the source that are packages of their own and are needed as well.
+    """
     path = Path(requirements).expanduser()
     if path.is_absolute():
         if not path.is_file():
@@ -138,14 +147,14 @@ def locked_requirements(tree: Tree, requirements: str) -> tuple[str, str]:
         # A member of a workspace has the lock of the whole above it.
         member = tree.root is not None and path.parent in tree.path.parents
         project = tree.path if member else path.parent
-        return EXPORTED, exported(path, shown, project)
+        return EXPORTED, *without_local_projects(tree, exported(path, shown, project), path.parent)
     if path.name in LOCK_FILES:
         raise SourceError(
             f"app_requirements: pip cannot read {shown}: {LOCK_FILES[path.name]}, and set "
             "app_requirements: requirements.txt"
         )
     try:
-        return name, path.read_text(encoding="utf-8-sig")
+        return name, path.read_text(encoding="utf-8-sig"), []
     except UnicodeDecodeError:
         raise SourceError(
             f"app_requirements: {shown} is not UTF-8 text: save it as UTF-8"

@@ -13,6 +13,13 @@ COMPLETE = ".complete"
 BUILT = ".poolkit-built"
 """Root's file in a release whose own build steps were run to their end."""
 
+MARKER = ".poolkit-release"
+"""The last member of a release's archive: a release that has it was unpacked to its end.
+
+It holds the name of the interpreter and the build's commands: with others the same source is
+another release.
+"""
+
 STATIC = ".poolkit-static"
 """Root's list of what a release has collected itself: {root, files}, relative to the release."""
 

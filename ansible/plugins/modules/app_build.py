@@ -17,7 +17,7 @@ description:
     write to STATIC_ROOT alone. Files that earlier releases on the host have collected, and this one
     has not, are kept beside them, for pages that were loaded before the switch.
   - A failure shows the line that matters and the end of the output; the whole of it is in
-    /var/log/poolkit/NAME-build.log. The next run begins with the first command again.
+    /var/log/poolkit/NAME-steps.log. The next run unpacks the source and begins again.
   - Check mode runs nothing.
 options:
   name:
@@ -57,10 +57,19 @@ options:
     description: The application's environment, the text of a file in systemd's format.
     type: str
     default: ""
+  state_directories:
+    description: Directories that the application may write wherever it runs.
+    type: list
+    elements: path
+    default: []
   python_path:
     description: Value of PYTHONPATH.
     type: str
     default: ""
+  lock_timeout_seconds:
+    description: How long to wait for another run on this host.
+    type: int
+    default: 900
 """
 
 EXAMPLES = r"""
@@ -97,19 +106,21 @@ import json
 import os
 import pwd
 import re
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..module_utils.command_output import keep, shortened, telling_line
+from ..module_utils.locking import Locked, lock
 from ..module_utils.ownership import give_to, hand_over
 from ..module_utils.refused import Refused
-from ..module_utils.secret_values import hide, of_environment
+from ..module_utils.secret_values import hide, of_environment, passwords
 from ..module_utils.service_state import properties, systemctl
 from ..module_utils.text_files import write
 from ..module_utils.unlogged_module import UnloggedModule
-from ..module_utils.virtual_environment import BUILT, STATIC, built
+from ..module_utils.virtual_environment import BUILT, MARKER, STATIC, built
 
 TELLING = (
     r"^(\w+\.)*\w*(Error|Exception|ImproperlyConfigured)\b.*: ",
@@ -144,16 +155,17 @@ class Steps:
     def __init__(self, given: dict) -> None:
         self.given = given
         self.name: str = given["name"]
-        self.release = Path(given["release"])
-        self.secrets = of_environment(given["environment"])
+        self.release = Path(given["release"]).resolve()
+        pip = Path(given["build_environment_file"]).read_text()
+        self.secrets = of_environment(given["environment"]) | passwords(pip)
         self.said: list[str] = []
 
     def run(
-        self, what: str, words: list[str], user: str, environment: Path, writable: Path | None
+        self, what: str, words: list[str], user: str, environment: Path, writable: list[Path]
     ) -> str:
         """Run a step to its end and return what it printed; raise Refused where it fails."""
         unit = f"{self.name}-build"
-        # Of a run that was cut off: the caller has the only other one.
+        # Of a run that was cut off: the lock shows that no other run goes on.
         if properties(f"{unit}.service", "Transient").get("Transient") == "yes":
             systemctl("stop", f"{unit}.service")
         lines = [
@@ -161,7 +173,7 @@ class Steps:
             f"WorkingDirectory={self.release}",
             f"EnvironmentFile={environment}",
             *SANDBOX,
-            *([f"ReadWritePaths={writable}"] if writable else []),
+            *(f"ReadWritePaths=-{path}" for path in writable),
         ]
         variables = {
             "HOME": "/tmp",
@@ -177,11 +189,16 @@ class Steps:
             *(word.replace("$", "$$") for word in words),
         ]
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
         output = hide(done.stdout.strip(), self.secrets)
         self.said.append(f"# {what}\n{output}")
-        path = keep("\n".join(self.said), f"{self.name}-build")
+        path = keep("\n".join(self.said), f"{self.name}-steps")
         if done.returncode:
             line = telling_line(output, TELLING)
             raise Refused(
@@ -196,31 +213,35 @@ class Steps:
         if not self.given["commands"]:
             return
         user = self.given["build_user"]
+        # Without its marker a release is unpacked anew: the commands may have changed its files.
+        marker = self.release / MARKER
+        text = marker.read_text()
+        marker.unlink()
         give_to(self.release, pwd.getpwnam(user))
         environment = Path(self.given["build_environment_file"])
         try:
             for command in self.given["commands"]:
                 words = ["/bin/sh", "-ec", command]
                 what = f"app_build_commands: {command!r}"
-                self.run(what, words, user, environment, self.release)
+                self.run(what, words, user, environment, [self.release])
         finally:
-            for name in (BUILT, STATIC):  # of a command: not ours
-                if os.path.lexists(self.release / name):
-                    (self.release / name).unlink()
+            for name in (BUILT, STATIC, MARKER):  # of a command: not ours
+                remove(self.release / name)
             hand_over(self.release)
+        write(marker, text, 0o644)
 
     def collect(self) -> dict:
         """Collect Django's static files; return what the module says of them."""
         nothing = {"static_root": "", "static_files": 0, "kept_static_files": 0}
-        if not self.given["collectstatic"]:
+        if not self.given["collectstatic"] or not (self.release / "manage.py").is_file():
             return nothing
-        user = self.given["user"]
+        user, state = self.given["user"], [Path(path) for path in self.given["state_directories"]]
         with secret_file(self.given["environment"]) as environment:
             manage = ["python", "manage.py"]
             asked = self.run(
                 "The question for STATIC_ROOT",
                 ["/usr/bin/env", *manage, "shell", "-c", ASK],
-                *(user, environment, None),
+                *(user, environment, state),
             )
             found = re.findall(r"^poolkit: STATIC_ROOT (.+)$", asked, re.MULTILINE)
             if not found:
@@ -237,13 +258,13 @@ class Steps:
             give_to(root, pwd.getpwnam(user))
             try:
                 words = ["/usr/bin/env", *manage, "collectstatic", "--noinput"]
-                self.run("collectstatic", words, user, environment, root)
+                self.run("collectstatic", words, user, environment, [root, *state])
             finally:
                 hand_over(root)
         own = sorted(files_below(root))
         place = str(root.relative_to(self.release))
-        kept = keep_earlier(Path(self.given["root"]) / "releases", root, own)
         write(self.release / STATIC, json.dumps({"root": place, "files": own}), 0o644)
+        kept = keep_earlier(self.release.parent, root, own)
         return {"static_root": str(root), "static_files": len(own), "kept_static_files": kept}
 
 
@@ -257,31 +278,67 @@ def secret_file(text: str) -> Iterator[Path]:
         yield path
 
 
-def files_below(folder: Path) -> Iterable[str]:
-    """Return the files below a folder, relative to it."""
+def remove(path: Path) -> None:
+    """Remove whatever is there, and nothing behind a link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Yield the files below a folder, relative to it; a link is none."""
     for place, _, names in os.walk(folder):
         for name in names:
-            yield os.path.relpath(Path(place, name), folder)
+            if not Path(place, name).is_symlink():
+                yield os.path.relpath(Path(place, name), folder)
+
+
+def drop_kept(release: Path) -> None:
+    """Remove the links that a run which was cut off has made: their files are other releases'."""
+    for name in list(files_below(release)):
+        path = release / name
+        if path.lstat().st_nlink > 1:
+            path.unlink()
+
+
+def collected(release: Path) -> dict[str, Path]:
+    """Return name -> path of what a whole release has collected itself; {} where that is unclear.
+
+    Only what is really in it: the list is a file, and a source may have one as well.
+    """
+    if not built(release):
+        return {}
+    try:
+        static = json.loads((release / STATIC).read_text())
+        paths = {name: release / static["root"] / name for name in static["files"]}
+        return {
+            name: path
+            for name, path in paths.items()
+            if path.resolve() == path and release in path.parents and path.is_file()
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def keep_earlier(releases: Path, root: Path, own: list[str]) -> int:
-    """Link what the other releases on the host have collected and this one has not; count it."""
+    """Link what the other releases on the host have collected and this one has not; count it.
+
+    Root makes no link and no directory behind a link that is in the new files.
+    """
     kept, present = 0, set(own)
-    for listed in sorted(releases.glob(f"*/{STATIC}"), key=os.path.getmtime, reverse=True):
-        if listed.parent in root.parents:
+    for release in sorted(releases.glob("[!.]*"), key=os.path.getmtime, reverse=True):
+        if release in root.parents:
             continue
-        static = json.loads(listed.read_text())
-        folder = listed.parent.resolve() / static["root"]
-        for name in static["files"]:
-            path, goal = folder / name, root / name
-            # Only what is in that release: the list is a file, and a source may have one as well.
-            inside = path.resolve() == path and listed.parent.resolve() in path.parents
-            if name in present or not inside or not path.is_file():
+        for name, path in collected(release).items():
+            goal = root / name
+            if name in present or goal.resolve() != goal or os.path.lexists(goal):
                 continue
-            goal.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):  # a run that was cut off has made it
+            try:
+                goal.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                 os.link(path, goal)
-            present.add(name)
+            except (FileExistsError, NotADirectoryError):  # a file where there was a directory
+                continue
             kept += 1
     return kept
 
@@ -299,7 +356,9 @@ def main() -> None:
             "collectstatic": {"type": "bool", "default": False},
             "user": {"type": "str", "required": True},
             "environment": {"type": "str", "default": "", "no_log": True},
+            "state_directories": {"type": "list", "elements": "path", "default": []},
             "python_path": {"type": "str", "default": ""},
+            "lock_timeout_seconds": {"type": "int", "default": 900},
         },
         supports_check_mode=True,
     )
@@ -307,15 +366,23 @@ def main() -> None:
     release = Path(given["release"])
     if module.check_mode or built(release):
         module.exit_json(changed=not built(release))
-    steps = Steps(given)
+    secrets = of_environment(given["environment"])
     try:
-        steps.build()
-        result = steps.collect()
-        write(release / BUILT, "", 0o644)
-    except (Refused, OSError) as error:
-        module.fail_json(msg=f"{given['name']}: {hide(str(error), steps.secrets)}")
-    except KeyError as error:
-        module.fail_json(msg=f"{given['name']}: there is no such user on this host: {error}")
+        for user in (given["build_user"], given["user"]):
+            pwd.getpwnam(user)
+        # app_venv's: the two use the same unit.
+        with lock(Path(given["root"], "venvs/.lock"), given["lock_timeout_seconds"]):
+            if built(release):  # by the run that had the lock
+                module.exit_json(changed=False)
+            steps = Steps(given)
+            drop_kept(steps.release)
+            steps.build()
+            result = steps.collect()
+            write(release / BUILT, "", 0o644)
+    except KeyError:
+        module.fail_json(msg=f"{given['name']}: there is no user {user} on this host")
+    except (Refused, Locked, OSError) as error:
+        module.fail_json(msg=f"{given['name']}: {hide(str(error), secrets)}")
     module.exit_json(changed=True, **result)
 
 

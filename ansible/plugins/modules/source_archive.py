@@ -138,13 +138,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
-from ..module_utils.source_requirements import (
-    EXPORTED,
-    listed_packages,
-    locked_requirements,
-    normalised,
-    without_local_projects,
-)
+from ..module_utils.source_requirements import listed_packages, locked_requirements, normalised
 from ..module_utils.source_tree import (
     SourceError,
     Tree,
@@ -153,15 +147,7 @@ from ..module_utils.source_tree import (
     without_credentials,
 )
 from ..module_utils.unlogged_module import UnloggedModule
-from ..module_utils.virtual_environment import BUILT, STATIC
-
-MARKER = ".poolkit-release"
-"""The last member of each archive: a release that has it was unpacked to its end.
-
-It holds the name of the interpreter and the build's commands: with others the same source is
-another release.
-"""
-
+from ..module_utils.virtual_environment import BUILT, MARKER, STATIC
 
 LOCAL = re.compile(
     r"-r|-c|-e|-f|--requirement|--constraint|--editable|--find-links"
@@ -332,10 +318,7 @@ def part(tree: Tree, directory: str) -> Tree:
 
 def released(tree: Tree, parameters: dict) -> dict[str, object]:
     """Check and pack the tree; return the module's result."""
-    name, text = locked_requirements(tree, parameters["requirements"])
-    projects: list[str] = []
-    if name == EXPORTED:
-        text, projects = without_local_projects(tree, text)
+    name, text, projects = locked_requirements(tree, parameters["requirements"])
     requirements = normalised(text)
     files, packages = parameters["required_files"], parameters["required_packages"]
     if error := source_error(tree, requirements, files, packages):
