@@ -68,7 +68,7 @@ def test_commands_run_in_their_order_as_the_builder(built: Callable, tmp_path: P
         assert "--unit=shop-build" in command
         assert f"--property=User={ME}" in command
         assert f"--property=EnvironmentFile={tmp_path}/pip.env" in command
-        assert f"--property=ReadWritePaths={release}" in command
+        assert f"--property=ReadWritePaths=-{release}" in command
         assert "hunter22" not in str(command)
     assert built(commands=commands)["changed"] is False
     assert len(built.commands) == 2
@@ -90,7 +90,8 @@ def test_a_command_cannot_say_that_it_was_built(built: Callable, tmp_path: Path)
     """Its own marks go, also where it fails; the list would tell root which files to link."""
     (tmp_path / "releases/aaa").mkdir()
     lie = 'echo \'{"root": "../../..", "files": ["etc/shadow"]}\' > .poolkit-static'
-    assert built(commands=[f"{lie}; mkdir .poolkit-built; touch .poolkit-release; exit 1"])["failed"]
+    lies = f"{lie}; mkdir .poolkit-built; touch .poolkit-release"
+    assert built(commands=[f"{lies}; exit 1"])["failed"]
     assert not (tmp_path / "releases/aaa/.poolkit-built").exists()
     assert not (tmp_path / "releases/aaa/.poolkit-static").exists()
     assert not (tmp_path / "releases/aaa/.poolkit-release").exists()

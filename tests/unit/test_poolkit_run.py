@@ -61,7 +61,7 @@ def test_the_roles_templates_are_read(program: ModuleType) -> None:
     """The program reads what the role writes."""
     templates = PATH.parents[1] / "templates/etc"
     settings = (templates / "poolkit/gunicorn.conf.py.j2").read_text()
-    assert 'str(release / name) for name in {{ _app_release.python_path | to_json }})' in settings
+    assert "str(release / name) for name in {{ _app_release.python_path | to_json }})" in settings
     unit = (templates / "systemd/system/app.service.j2").read_text()
     assert "\n[Service]\n" in unit
     assert "\nUser={{ app_user }}\n" in unit

@@ -408,7 +408,8 @@ def workspace(tmp_path: Path) -> Path:
     root = tmp_path / "mono"
     root.mkdir()
     (root / "pyproject.toml").write_text('[tool.uv.workspace]\nmembers = ["backend", "libs/*"]\n')
-    for place, names in {"backend": ["common", "plain"], "libs/common": [], "libs/plain": []}.items():
+    members = {"backend": ["common", "plain"], "libs/common": [], "libs/plain": []}
+    for place, names in members.items():
         (root / place).mkdir(parents=True)
         sources = "".join(f"{name} = {{workspace = true}}\n" for name in names)
         name = place.rpartition("/")[2]
@@ -444,9 +445,10 @@ def test_lock_of_the_workspace_serves_its_member(workspace: Path) -> None:
 
 
 def test_projects_of_an_export(workspace: Path) -> None:
-    lines = "-e ./backend\n./libs/plain ; python_full_version >= '3.11'\ngunicorn==1 \\\n    --hash=x\n"
+    locked = "gunicorn==1 \\\n    --hash=x\n"
+    lines = f"-e ./backend\n./libs/plain ; python_full_version >= '3.11'\n{locked}"
     found = source_requirements.without_local_projects(tree(workspace), lines, workspace)
-    assert found == ("gunicorn==1 \\\n    --hash=x\n", ["backend", "libs/plain"])
+    assert found == (locked, ["backend", "libs/plain"])
     (workspace / "x.whl").touch()
     with pytest.raises(SourceError, match=r"needs the file \./x\.whl"):
         source_requirements.without_local_projects(tree(workspace), "./x.whl \\\n", workspace)

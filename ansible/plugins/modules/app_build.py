@@ -176,7 +176,7 @@ class Steps:
             *(f"ReadWritePaths=-{path}" for path in writable),
         ]
         variables = {
-            "HOME": "/tmp",
+            "HOME": "/tmp",  # noqa: S108 the unit's own
             "PATH": f"{self.release}/.venv/bin:/usr/local/bin:/usr/bin:/bin",
             "PYTHONPATH": self.given["python_path"],
             "APP_VERSION": self.release.name,

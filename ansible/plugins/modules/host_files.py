@@ -158,9 +158,7 @@ def main() -> None:
         (file, 0o640 if file["owner"] else 0o644, file["owner"], False)
         for file in module.params["files"]
     ]
-    wanted += [
-        ({**file, "owner": None}, 0o755, None, False) for file in module.params["programs"]
-    ]
+    wanted += [({**file, "owner": None}, 0o755, None, False) for file in module.params["programs"]]
     for file in module.params["secret_files"]:
         wanted.append((file, 0o400 if file["owner"] else 0o600, file["owner"], True))
     for file, mode, owner, hidden in wanted:
