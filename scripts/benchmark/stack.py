@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,16 @@ them, and this is the one that the applications' roles have anyway.
 
 SAMPLE_SECONDS = 0.3
 WARM_UP_SECONDS = 1
+SETTLE_SECONDS = 90
+ROOM_CONNECTIONS = 70
+"""With so many PostgreSQL can take more: of its 100, the applications' own pools have up to 54."""
 PATHS = ("/ping-db", "/items")
 NO_QUERY = "/nodb"
+ITEMS = (
+    "INSERT INTO items (key, name, created_at) SELECT 'benchmark-' || n, 'an item', now() "
+    "FROM generate_series(1, 50) AS n ON CONFLICT DO NOTHING"
+)
+"""/items answers with the newest 50; an empty table would be another query."""
 CONNECTIONS = (
     "SELECT count(*) FROM pg_stat_activity WHERE usename = '{user}' AND backend_type = "
     "'client backend'"
@@ -78,8 +87,8 @@ class Application:
             raise Unusable(f"{container or self.container}: {command.split()[0]}: {words[-1]}")
         return done.stdout
 
-    def sql(self, statement: str) -> str:
-        psql = f'su postgres -c "psql -XAtq -c \\"{statement}\\""'
+    def sql(self, statement: str, database: str = "postgres") -> str:
+        psql = f'su postgres -c "psql -XAtq -d {database} -c \\"{statement}\\""'
         return self.shell(psql, self.database).strip()
 
     @property
@@ -145,30 +154,52 @@ def applications() -> list[Application]:
 
 
 @contextlib.contextmanager
-def sampled(ask: Callable[[], int], every_seconds: float = SAMPLE_SECONDS) -> Iterator[list[int]]:
-    """Collect numbers meanwhile."""
+def sampled(app: Application, statement: str, seconds: float) -> Iterator[list[int]]:
+    """Collect the number that a statement returns, for so long at most.
+
+    One session asks again and again, since a new one each time would take a tenth of the machine.
+    It ends when its time is up: a signal does not reach it through docker exec.
+    """
     numbers: list[int] = []
-    over = threading.Event()
-
-    def collect() -> None:
-        while not over.wait(every_seconds):
-            with contextlib.suppress(Unusable, ValueError):
-                numbers.append(ask())
-
-    thread = threading.Thread(target=collect)
-    thread.start()
+    psql = f"su postgres -c 'timeout {seconds:g} psql -XAtq'"
+    asking = subprocess.Popen(
+        ["docker", "exec", "-i", app.database, "sh", "-c", psql],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    asking.stdin.write(f"{statement} \\watch {SAMPLE_SECONDS}\n")
+    asking.stdin.flush()
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.extend(asking.stdout))
+    reader.start()
     try:
         yield numbers
     finally:
-        over.set()
-        thread.join()
+        asking.terminate()
+        reader.join()
+        asking.wait()
+        numbers += [int(line) for line in found if line.strip().isdigit()]
+
+
+def settle(app: Application) -> None:
+    """Wait until PostgreSQL has room again, for SETTLE_SECONDS at most.
+
+    An ASGI application without a pool leaves logins half done when hundreds of requests come at
+    once; PostgreSQL keeps each for authentication_timeout, a minute, and then refuses everybody.
+    """
+    end = time.monotonic() + SETTLE_SECONDS
+    count = "ss -Htn state established '( sport = :5432 )' | wc -l"
+    while int(app.shell(count, app.database)) > ROOM_CONNECTIONS and time.monotonic() < end:
+        time.sleep(1)
 
 
 def measure(app: Application, url: str, requests: int, clients: int, seconds: float) -> dict:
     """Return one load with what it cost: connections, the pooler's numbers, processor time."""
     asks = CONNECTIONS.format(user=app.name)
     (before,), cpu_before = app.pooler("STATS"), app.cpu_ms()
-    with sampled(lambda: int(app.sql(asks))) as connections:
+    with sampled(app, asks, seconds + 1) as connections:
         row = load(url, requests, clients, seconds, app.on_the_host)
     (after,), cpu_after = app.pooler("STATS"), app.cpu_ms()
     made = max(1, row["requests"])
@@ -192,8 +223,15 @@ def measure(app: Application, url: str, requests: int, clients: int, seconds: fl
 def plan(
     apps: list[Application], rounds: int, strategies: list[str], concurrencies: list[int]
 ) -> Iterator[dict]:
-    """Yield each load in its order: the strategies take turns, so that a drift hits all alike."""
-    for number, strategy in itertools.product(range(1, rounds + 1), strategies):
+    """Yield each load in its order: the strategies take turns, so that a drift hits all alike.
+
+    Each round begins with another one, so that none has the same place every time.
+    """
+    turns = (
+        (number, strategies[(number - 1 + place) % len(strategies)])
+        for number, place in itertools.product(range(1, rounds + 1), range(len(strategies)))
+    )
+    for number, strategy in turns:
         for app in apps:
             for path in (NO_QUERY,) if strategy == "no query" else PATHS:
                 for concurrency in concurrencies if path != "/items" else concurrencies[:1]:
@@ -226,6 +264,7 @@ def prepare(only: list[str], concurrencies: list[int]) -> list[Application]:
         app.shell("command -v hey >/dev/null || (apt-get update -q && apt-get install -y -q hey)")
         for path in (NO_QUERY, *PATHS):
             check(f"http://127.0.0.1:{app.port}{path}", app.on_the_host)
+        app.sql(ITEMS, app.name)
     return apps
 
 
@@ -250,11 +289,13 @@ def run(
             if variables != deployed:
                 tell(f"deploying {what['strategy']}", over, len(loads))
                 deployed = None
+                settle(apps[0])
                 deploy(hosts, variables)
                 deployed = variables
             tell(f"{what['name']} {what['path']} {what['strategy']}", over, len(loads))
             (app,) = [app for app in apps if app.name == what["name"]]
             url, clients = f"http://127.0.0.1:{app.port}{what['path']}", what["concurrency"]
+            settle(app)
             if (what["strategy"], url) != warm:  # the first requests open its connections
                 load(url, 4 * clients, clients, WARM_UP_SECONDS, app.on_the_host)
                 warm = what["strategy"], url
@@ -262,4 +303,5 @@ def run(
     finally:
         if deployed != {}:
             tell("deploying the inventory's strategy again", len(loads), len(loads))
+            settle(apps[0])
             deploy(hosts, {})

@@ -284,10 +284,15 @@ def test_messages_know_the_secrets_of_the_environment(rendered: Rendered) -> Non
 
 
 def settings_of(text: str) -> dict[str, object]:
-    """Run gunicorn's settings with stand-ins of uvicorn; return the names that they set."""
+    """Run gunicorn's settings with stand-ins of its own parts; return the names that they set."""
     names: dict[str, object] = {}
-    stand_ins = "class Server: pass\nclass UvicornWorker: pass\n"
-    text = re.sub(r"^from uvicorn.*\n", "", text, flags=re.MULTILINE)
+    stand_ins = (
+        "class Server: pass\nclass UvicornWorker: pass\n"
+        "class gthread:\n"
+        "    class TConn:\n"
+        "        def wait_for_data(self, timeout): return timeout\n"
+    )
+    text = re.sub(r"^from (uvicorn|gunicorn).*\n", "", text, flags=re.MULTILINE)
     exec(compile(stand_ins + text, "gunicorn.conf.py", "exec"), names)
     return names
 
@@ -314,6 +319,11 @@ def test_gunicorn(
     else:
         assert (found["worker_class"], found["threads"]) == ("gthread", 4)
         assert "uvicorn" not in text
+        # A thread waits for no client that has sent nothing; without keep-alive, as before.
+        connection = found["gthread"].TConn()
+        assert connection.wait_for_data(5) == 0
+        found["keepalive"] = 0
+        assert connection.wait_for_data(5) == 5
 
 
 def test_workers_follow_the_cores(rendered: Rendered, monkeypatch: pytest.MonkeyPatch) -> None:
