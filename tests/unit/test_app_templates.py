@@ -63,6 +63,23 @@ FILES = {
     "gunicorn.conf.py": ("etc/poolkit/gunicorn.conf.py.j2", {}),
     "shop.service": ("etc/systemd/system/app.service.j2", {"__app_next": False}),
     "shop-next.service": ("etc/systemd/system/app.service.j2", {"__app_next": True}),
+    "shop.worker.service": (
+        "etc/systemd/system/process.service.j2",
+        {"__app_process": {"key": "worker", "value": {"command": "celery -A 'c' worker %h $X"}}},
+    ),
+    "shop.tidy.service": (
+        "etc/systemd/system/process.service.j2",
+        {
+            "__app_process": {
+                "key": "tidy",
+                "value": {"command": "manage.py clearsessions", "schedule": "daily"},
+            }
+        },
+    ),
+    "shop.tidy.timer": (
+        "etc/systemd/system/process.timer.j2",
+        {"__app_process": {"key": "tidy", "value": {"command": "x", "schedule": "daily"}}},
+    ),
     "shop.socket": ("etc/systemd/system/app.socket.j2", {}),
 }
 
@@ -384,6 +401,31 @@ def test_state_directories(rendered: Rendered) -> None:
         assert "UMask=0027" in unit
         assert "UMask=0077" in lines(rendered["limits"][name])
     assert read_systemd(rendered["state"]["app.env"])["APP_STATE_DIRECTORY"] == "/srv/shop/state"
+
+
+def test_further_processes_run_as_the_service_does(rendered: Rendered) -> None:
+    """With its user, environment, sandbox and limits, from the release that serves."""
+    service, worker, tidy = (
+        lines(rendered["limits"][f"shop{name}.service"]) for name in ("", ".worker", ".tidy")
+    )
+    begin = "NoNewPrivileges=yes"
+    end = "SystemCallErrorNumber=EPERM"
+    sandbox = service[service.index(begin) : service.index(end) + 1]
+    for unit in (worker, tidy):
+        assert unit[unit.index(begin) : unit.index(end) + 1] == sandbox
+        assert {
+            *("User=shop", "EnvironmentFile=/etc/poolkit/shop/app.env", "MemoryMax=1G"),
+            *("WorkingDirectory=/srv/shop/current", "Environment=PYTHONPATH=.:src"),
+        } <= set(unit)
+    start = 'ExecStart=/bin/sh -ec \'export APP_VERSION="$$(basename "$$(pwd -P)")"; exec '
+    assert start + "celery -A \\'c\\' worker %%h $$X'" in worker
+    assert start + "python manage.py clearsessions'" in tidy
+    assert {"Type=exec", "Restart=always", "KillSignal=SIGTERM", "TimeoutStopSec=60"} <= set(worker)
+    assert "Type=oneshot" in tidy
+    assert not {"Restart=always", "WantedBy=multi-user.target"} & set(tidy)
+    assert {"OnCalendar=daily", "WantedBy=timers.target"} <= set(
+        lines(rendered["limits"]["shop.tidy.timer"])
+    )
 
 
 def test_units_are_what_the_deployment_reads(rendered: Rendered) -> None:

@@ -161,6 +161,30 @@ def test_contradictions(given: dict, error: str) -> None:
     assert found.startswith(error)
 
 
+@pytest.mark.parametrize(
+    ("processes", "error"),
+    [
+        ({"worker": {"command": "celery -A config worker", "connections": 4}}, ""),
+        ({"tidy": {"command": "manage.py clearsessions", "schedule": "*-*-* 03:00:00"}}, ""),
+        ({"rq": {"command": "rq worker", "stop_signal": "SIGINT", "stop_timeout_seconds": 5}}, ""),
+        (["worker"], "app_processes is ['worker']: give {name:"),
+        ({"Worker": {"command": "x"}}, "app_processes.Worker: use a lower-case letter"),
+        ({"a.b": {"command": "x"}}, "app_processes.a.b: use a lower-case letter"),
+        ({"worker": "celery"}, "app_processes.worker has no command"),
+        ({"worker": {"comand": "x"}}, "app_processes.worker has no command"),
+        ({"worker": {"command": "x", "cron": "@daily"}}, "app_processes.worker.cron is unknown"),
+        ({"worker": {"command": "x\ny"}}, "app_processes.worker.command is 'x\\ny': give one line"),
+        ({"worker": {"command": "x", "schedule": "daily\n"}}, "app_processes.worker.schedule is"),
+        ({"worker": {"command": "x", "stop_signal": "9"}}, "app_processes.worker.stop_signal is"),
+        ({"w": {"command": "x", "stop_timeout_seconds": 0}}, "app_processes.w.stop_timeout_sec"),
+        ({"worker": {"command": "x", "connections": -1}}, "app_processes.worker.connections is"),
+    ],
+)
+def test_further_processes(processes: object, error: str) -> None:
+    errors = application.app_errors(GOOD | {"processes": processes})
+    assert [text[: len(error)] for text in errors] == ([error] if error else [])
+
+
 VALUES = {
     "name": "shop",
     "user": "shop",

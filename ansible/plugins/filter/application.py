@@ -61,6 +61,15 @@ FORMS = {
 }
 """The form of a value that goes into units, files and commands, and what to say of another."""
 
+PROCESS_FORMS = {
+    "command": (r"[^\x00-\x1f\x7f]+", "give one line"),
+    "schedule": (r"[\w*:.,/~ +-]+", "give a time as systemd's OnCalendar, such as daily"),
+    "connections": (r"\d+", "give a number of connections"),
+    "stop_signal": (r"SIG[A-Z0-9+]+", "give a signal, such as SIGTERM"),
+    "stop_timeout_seconds": (r"[1-9]\d*", "give a number of seconds, at least 1"),
+}
+"""The keys of an entry of app_processes: their form, and what to say of another."""
+
 VARIABLE_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 
 RESERVED_USERS = (
@@ -237,6 +246,26 @@ def _environment_errors(variable: str, values: Mapping[str, Any]) -> Iterable[st
             yield f"{where} holds a NUL character, which an environment variable cannot"
 
 
+def _process_errors(processes: Any) -> Iterable[str]:
+    """The forms of app_processes; connections are the budget's business."""
+    if not isinstance(processes, Mapping):
+        yield f"app_processes is {processes!r}: give {{name: {{command: …}}}}"
+        return
+    for name, process in processes.items():
+        where = f"app_processes.{name}"
+        if not re.fullmatch(PLAIN[0], str(name)):
+            yield f"{where}: {PLAIN[1]}"
+        if not isinstance(process, Mapping) or not process.get("command"):
+            yield f"{where} has no command: give {{command: celery -A config worker}} or so"
+            continue
+        if unknown := set(process) - set(PROCESS_FORMS):
+            known = ", ".join(PROCESS_FORMS)
+            yield f"{where}.{min(unknown, key=str)} is unknown: use {known}"
+        for key, (form, advice) in PROCESS_FORMS.items():
+            if key in process and not re.fullmatch(form, str(process[key])):
+                yield f"{where}.{key} is {process[key]!r}: {advice}"
+
+
 def app_errors(given: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the role's variables, each with the variable to change.
 
@@ -244,7 +273,7 @@ def app_errors(given: Mapping[str, Any]) -> list[str]:
     database_ca_file, database_settings, workers, serial, resource_limits, migration_command,
     migration_pending_command, timeout_seconds, connect_timeout_seconds, hosts and poolers (numbers
     of the URL's hosts), query_wait_timeout_seconds (the pooler's); and where they are to be checked
-    environment, pip_environment and docker_environment_file.
+    environment, pip_environment, processes and docker_environment_file.
     """
     errors = [*_strategy_errors(given), *_certificate_errors(given), *_timeout_errors(given)]
     for name in ("environment", "pip_environment"):
@@ -256,6 +285,7 @@ def app_errors(given: Mapping[str, Any]) -> list[str]:
             for name, value in given["environment"].items()
             if re.search(r"[\r\n]", str(value))
         ]
+    errors += _process_errors(given.get("processes", {}))
     if not re.fullmatch(WORKERS, str(given["workers"])):
         errors.append(f"app_workers is {given['workers']!r}: give a number or auto")
     if not re.fullmatch(SERIAL, str(given["serial"])):

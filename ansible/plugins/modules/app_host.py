@@ -204,7 +204,8 @@ def units_of(users: Sequence[str], name: str, folders: Sequence[Path]) -> list[s
     line = re.compile(rf"^User=({'|'.join(map(re.escape, users))})$", re.MULTILINE)
     paths = [path for folder in folders for path in sorted(folder.glob("*.service"))]
     own = (f"{name}.service", f"{name}-next.service")
-    return [str(path) for path in paths if path.name not in own and line.search(text(path))]
+    foreign = (p for p in paths if p.name not in own and not p.name.startswith(f"{name}."))
+    return [str(path) for path in foreign if line.search(text(path))]
 
 
 def foreign_account(

@@ -13,6 +13,8 @@ description:
   - Tries the release with the new files on a private unix socket, with one worker, while the old
     one goes on serving; only then swaps the files and the link `current`, restarts the service and
     asks it again. When that fails, the old files and release are put back and asked as well.
+  - Then its further processes, the units NAME.*.service and NAME.*.timer among the files, are
+    started anew. One that does not stay up fails the release, and they go back as well.
   - The listening socket is systemd's, so no connection is refused. While the service restarts, the
     unit NAME-next.service stands in for it with one worker on the same socket.
   - Where the service runs this release with these files, it is only asked whether it is ready; the
@@ -184,6 +186,7 @@ from pathlib import Path
 from typing import Any
 
 from ..module_utils.command_output import clipped
+from ..module_utils.further_processes import Processes
 from ..module_utils.libpq_login import log_in
 from ..module_utils.locking import Locked, lock
 from ..module_utils.refused import Refused
@@ -312,6 +315,7 @@ class Application:
         self.service = f"{self.name}.service"
         self.socket = f"{self.name}.socket"
         self.next = f"{self.name}-next.service"
+        self.processes = Processes(self.name)
         self.root = Path(parameters["root"])
         self.config = Path(parameters["config_directory"])
         self.backup = self.config / ".undo.json"
@@ -395,7 +399,11 @@ class Application:
                 found.append(f"{unit} is not active")
             if properties(unit, "UnitFileState").get("UnitFileState") != "enabled":
                 found.append(f"{unit} is not enabled")
-        read_at_start = [str(path) for path in self.wanted if path.name != self.next]
+        read_at_start = [
+            str(path)
+            for path in self.wanted
+            if path.name != self.next and not self.processes.own(path)
+        ]
         read_at_start += [
             str(self.root / "current"),
             str(self.root / "releases" / release / ".venv"),
@@ -406,6 +414,8 @@ class Application:
         ]
         if self.active(self.next):
             found.append(f"{self.next} was left running")
+        environment = str(self.config / "app.env")
+        found += self.processes.reasons([environment, str(self.root / "current")])
         return found
 
     # What is done.
@@ -560,6 +570,8 @@ class Application:
         for name, file in old["files"].items():
             path = Path(name)
             if file is None:
+                if self.processes.own(path) and path.exists():
+                    self.processes.stop(path)
                 path.unlink(missing_ok=True)
             elif [read(path), *attributes_of(path)] != [file["text"], *file["attributes"]]:
                 write(path, file["text"], *file["attributes"])
@@ -662,6 +674,7 @@ class Application:
             self.restart()
             self.forget_trial()
             body = self.wait_until_ready(self.service)
+            self.processes.start(self.systemctl)
         except Exception as error:
             why = explained(error)
             raise Refused(f"the release {release} failed: {why} {self.go_back()}") from None
@@ -684,6 +697,7 @@ class Application:
                 self.systemctl("daemon-reload")
                 return "No release served before: the service is stopped."
             self.wait_until_ready(self.service)
+            self.processes.start(self.systemctl)
             return f"The release {release} serves again."
         except Exception as error:
             with contextlib.suppress(Exception):
@@ -777,6 +791,9 @@ def main() -> None:
             public = {Path(file["path"]) for file in module.params["files"]}
             texts = (difference(p, t, p not in public) for p, t in application.wanted.items())
             left_over = [path for path in map(Path, module.params["absent"]) if path.exists()]
+            if application.wanted:
+                units = application.processes.files()
+                left_over += [path for path in units if path not in application.wanted]
             texts = [*texts, *(f"{path} is no longer wanted\n" for path in left_over)]
             # A text that differs is shown; a mode, an owner, the link or the service is told.
             texts = ["".join(f"{application.name}: {reason}\n" for reason in reasons), *texts]
@@ -791,6 +808,8 @@ def main() -> None:
                 result["path"] = answered_path(result["body"])
                 result["body"] = hide(result["body"], application.secrets())[:4000]
                 for path in left_over:
+                    if application.processes.own(path):
+                        application.processes.stop(path)
                     path.unlink()
     except (Refused, Locked, OSError) as error:
         text = clipped(hide(explained(error), application.secrets()), MESSAGE_CHARACTERS)

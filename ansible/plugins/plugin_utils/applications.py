@@ -26,6 +26,7 @@ from .topology import (
     serial_of,
     strategy_of,
     value_of,
+    whole_number,
 )
 from .values import WORKERS
 
@@ -40,7 +41,8 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
     `connection_limits` derives it), fallback_connections (of one host), owner_connection_limit,
     settings (of the user), owner_settings, schema (the first of a declared search_path, or
     public), strategy, pool_mode, framework, module, workers ({host: number or "auto"}), threads,
-    connection_pool_size, hosts_at_once (in a batch of a rollout).
+    connection_pool_size, process_connections (of all app_processes of a host together),
+    hosts_at_once (in a batch of a rollout).
     Refused: two hosts of one application that state different facts, two applications with one
     database or role, a role that is the administrator's, and a host that no pooler serves.
     """
@@ -107,6 +109,7 @@ def _application(hostvars: Hostvars, host: str) -> dict:
         "module": facts.get("app_module", ""),
         "threads": _count(facts, "app_threads", host),
         "connection_pool_size": _count(facts, "app_connection_pool_size", host),
+        "process_connections": _process_connections(facts, host),
         "serial": serial_of(facts, host),
     }
     for key in ("database", "user", "owner"):
@@ -176,6 +179,21 @@ def _count(facts: Mapping[str, Any], variable: str, host: str) -> int | None:
     if not re.fullmatch(r"\d+", str(value)):
         raise AnsibleFilterError(f"{host}: {variable} is {value!r}: give a number of connections")
     return int(value)
+
+
+def _process_connections(facts: Mapping[str, Any], host: str) -> int:
+    """Return what the further processes of a host may open together, 1 each where not given."""
+    processes = facts.get("app_processes") or {}
+    if not isinstance(processes, Mapping):
+        raise AnsibleFilterError(
+            f"{host}: app_processes is {processes!r}: give {{name: {{command: …}}}}"
+        )
+    total = 0
+    for name, given in processes.items():
+        variable = f"app_processes.{name}.connections"
+        value = given.get("connections", 1) if isinstance(given, Mapping) else 1
+        total += whole_number(value, variable, host)
+    return total
 
 
 def _check_name(value: Any, variable: str, host: str) -> None:

@@ -85,7 +85,8 @@ def _unpooled(app: Mapping[str, Any]) -> tuple[int | None, int]:
     workers = sum(workers_of(app, host, reason) for host in app["hosts"])
     each = client_connections(app)
     if each is not None:
-        return workers * each, app["hosts_at_once"] * each
+        further = len(app["hosts"]) * app["process_connections"]
+        return workers * each + further, app["hosts_at_once"] * each
     if app["connection_limit"] is None:
         raise AnsibleFilterError(
             f"{app['name']}: app_connection_strategy is {app['strategy']}, and an ASGI application "

@@ -45,7 +45,9 @@ def _clients(app: Mapping[str, Any], pooler: str, automatic: int = AUTO_WORKERS)
     """
     numbers = (app["workers"][host] for host in app["clients"][pooler])
     workers = sum(automatic if number == AUTO else number for number in numbers)
-    return (workers + len(app["clients"][pooler])) * (_worker_connections(app) or 1)
+    hosts = len(app["clients"][pooler])
+    web = (workers + hosts) * (_worker_connections(app) or 1)
+    return web + hosts * app["process_connections"]
 
 
 def client_row(host: str, apps: Applications, facts: Facts) -> dict[str, Any]:
@@ -79,6 +81,8 @@ def client_row(host: str, apps: Applications, facts: Facts) -> dict[str, Any]:
         detail = (
             f"the worker processes of {app['name']} and the stand-in of a deployment, each with "
             f"{_worker_connections(app) or 1}"
+            + f", and {app['process_connections']} of app_processes on each host"
+            * bool(app["process_connections"])
         )
         held = functools.partial(
             pool_sizes.holding,

@@ -191,7 +191,7 @@ def _session_clients(app: Mapping[str, Any], pooler: str) -> int | None:
     reason = "app_pool_mode is session, where each client has a server connection of its own"
     workers = [workers_of(app, host, reason) + 1 for host in app["clients"][pooler]]
     each = client_connections(app)
-    return None if each is None else sum(workers) * each
+    return None if each is None else sum(workers) * each + len(workers) * app["process_connections"]
 
 
 def processes_of(facts: Facts, host: str) -> int:
