@@ -30,7 +30,30 @@ def upload(request, name):
 
 urlpatterns.append(path("upload/<name>", upload))
 """
+WORK = """
+import os, signal, sys, time
+from pathlib import Path
+
+def leave(*_):
+    with open(LOG, "a") as log:
+        log.write(f"left {os.environ['APP_VERSION']}\\n")
+    sys.exit(0)
+
+LOG = Path(os.environ["APP_STATE_DIRECTORY"]) / "media/work.log"
+signal.signal(signal.SIGTERM, leave)
+if os.environ.get("BROKEN"):
+    sys.exit("no such queue")
+with open(LOG, "a") as log:
+    log.write(f"began {os.environ['APP_VERSION']} {os.environ['DATABASE_URL'][:12]}\\n")
+while True:
+    time.sleep(0.1)
+"""
+PROCESSES = {
+    "worker": {"command": "work.py", "connections": 0},
+    "tidy": {"command": "manage.py check", "schedule": "*-*-* 03:00:00"},
+}
 VARIABLES = {
+    "app_processes": PROCESSES,
     "app_state_directories": ["media"],
     "app_system_packages": ["hello"],
     "app_build_commands": [
@@ -61,6 +84,7 @@ def deploy(
         path = source / "config" / name
         path.write_text(path.read_text() + text)
     (source / "assets").mkdir()
+    (source / "work.py").write_text(WORK)
 
     def run(asset: str, expected: int = 0, **variables: object) -> str:
         (source / "assets/page.css").write_text(asset)
@@ -110,6 +134,48 @@ def test_uploads_and_old_pages_outlive_a_release(
     )
     # A second run changes nothing.
     assert " changed=0 " in deploy("body { color: blue }").rpartition("PLAY RECAP")[2]
+
+
+def test_worker_is_replaced_with_the_release(
+    first: str, deploy: Callable[..., str], django: Application
+) -> None:
+    log = "/srv/django/state/media/work.log"
+    old = django.http.get("/readyz").json()["version"]
+    assert django.host.check_output(f"tail -n 1 {log}") == f"began {old} postgresql:/"
+    deploy("body { color: pink }")
+    new = django.http.get("/readyz").json()["version"]
+    said = django.host.check_output(f"tail -n 2 {log}").splitlines()
+    assert said == [f"left {old}", f"began {new} postgresql:/"]
+    assert django.host.check_output("systemctl is-active django.worker django.tidy.timer") == (
+        "active\nactive"
+    )
+    django.host.check_output("systemctl start django.tidy.service")  # it ends well
+
+
+def test_worker_that_does_not_stay_up_fails_the_release(
+    first: str, deploy: Callable[..., str], django: Application
+) -> None:
+    old = django.http.get("/readyz").json()["version"]
+    broken = {"worker": {"command": "env BROKEN=1 python work.py"}}
+    output = deploy("body { color: black }", expected=2, app_processes=broken)
+    assert "django.worker.service does not stay up: its log ends with: " in output
+    assert "no such queue" in output
+    assert f"The release {old} serves again" in output
+    assert django.http.get("/readyz").json()["version"] == old
+    log = "/srv/django/state/media/work.log"
+    assert django.host.check_output(f"tail -n 1 {log}") == f"began {old} postgresql:/"
+    assert django.host.check_output("systemctl is-active django.worker") == "active"
+
+
+def test_process_that_is_no_longer_wanted_goes(
+    first: str, deploy: Callable[..., str], django: Application
+) -> None:
+    deploy("body { color: pink }", app_processes={"worker": PROCESSES["worker"]})
+    units = "cd /etc/systemd/system && ls -d django.*.*"
+    assert django.host.check_output(units) == "django.worker.service"
+    assert django.host.run("systemctl is-active django.tidy.timer").rc != 0
+    deploy("body { color: pink }")
+    assert "django.tidy.timer" in django.host.check_output(units)
 
 
 def test_failing_step_leaves_the_old_release(

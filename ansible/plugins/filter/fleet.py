@@ -64,6 +64,7 @@ FACTS = (
     "app_module",
     "app_name",
     "app_pool_mode",
+    "app_processes",
     "app_serial",
     "app_threads",
     "app_workers",
