@@ -41,7 +41,7 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
     `connection_limits` derives it), fallback_connections (of one host), owner_connection_limit,
     settings (of the user), owner_settings, schema (the first of a declared search_path, or
     public), strategy, pool_mode, framework, module, workers ({host: number or "auto"}), threads,
-    connection_pool_size, process_connections (of all app_processes of a host together),
+    connection_pool_size, process_connections ({host: of all its app_processes together}),
     hosts_at_once (in a batch of a rollout).
     Refused: two hosts of one application that state different facts, two applications with one
     database or role, a role that is the administrator's, and a host that no pooler serves.
@@ -49,7 +49,8 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
     found: dict[str, dict] = {}
     for host in groups["applications"]:
         entry = _application(hostvars, host)
-        known = found.setdefault(entry["name"], {**entry, "hosts": [], "workers": {}})
+        each: dict[str, Any] = {"hosts": [], "workers": {}, "process_connections": {}}
+        known = found.setdefault(entry["name"], {**entry, **each})
         keys = ["strategy"] if known["strategy"] != entry["strategy"] else list(entry)
         differing = sorted(key for key in keys if known[key] != entry[key])
         if differing:
@@ -60,6 +61,7 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
             )
         known["hosts"].append(host)
         known["workers"][host] = _workers(hostvars[host], host)
+        known["process_connections"][host] = _process_connections(hostvars[host], host)
     entries = [entry for entry in found.values() if entry["strategy"] != "managed"]
     used = poolers_of(hostvars, groups)
     order = {pooler: number for number, pooler in enumerate(groups.get("pgbouncer", []))}
@@ -109,7 +111,6 @@ def _application(hostvars: Hostvars, host: str) -> dict:
         "module": facts.get("app_module", ""),
         "threads": _count(facts, "app_threads", host),
         "connection_pool_size": _count(facts, "app_connection_pool_size", host),
-        "process_connections": _process_connections(facts, host),
         "serial": serial_of(facts, host),
     }
     for key in ("database", "user", "owner"):

@@ -85,7 +85,7 @@ def _unpooled(app: Mapping[str, Any]) -> tuple[int | None, int]:
     workers = sum(workers_of(app, host, reason) for host in app["hosts"])
     each = client_connections(app)
     if each is not None:
-        further = len(app["hosts"]) * app["process_connections"]
+        further = sum(app["process_connections"].values())
         return workers * each + further, app["hosts_at_once"] * each
     if app["connection_limit"] is None:
         raise AnsibleFilterError(

@@ -47,7 +47,12 @@ def _clients(app: Mapping[str, Any], pooler: str, automatic: int = AUTO_WORKERS)
     workers = sum(automatic if number == AUTO else number for number in numbers)
     hosts = len(app["clients"][pooler])
     web = (workers + hosts) * (_worker_connections(app) or 1)
-    return web + hosts * app["process_connections"]
+    return web + _process_connections(app, pooler)
+
+
+def _process_connections(app: Mapping[str, Any], pooler: str) -> int:
+    """Return the clients that a pooler has of an application's further processes."""
+    return sum(app["process_connections"][host] for host in app["clients"][pooler])
 
 
 def client_row(host: str, apps: Applications, facts: Facts) -> dict[str, Any]:
@@ -81,8 +86,8 @@ def client_row(host: str, apps: Applications, facts: Facts) -> dict[str, Any]:
         detail = (
             f"the worker processes of {app['name']} and the stand-in of a deployment, each with "
             f"{_worker_connections(app) or 1}"
-            + f", and {app['process_connections']} of app_processes on each host"
-            * bool(app["process_connections"])
+            + f", and {_process_connections(app, host)} of app_processes"
+            * bool(_process_connections(app, host))
         )
         held = functools.partial(
             pool_sizes.holding,

@@ -189,9 +189,11 @@ def _session_clients(app: Mapping[str, Any], pooler: str) -> int | None:
     A deployment has a stand-in of one worker process beside the workers of a host.
     """
     reason = "app_pool_mode is session, where each client has a server connection of its own"
-    workers = [workers_of(app, host, reason) + 1 for host in app["clients"][pooler]]
+    hosts = app["clients"][pooler]
+    workers = [workers_of(app, host, reason) + 1 for host in hosts]
     each = client_connections(app)
-    return None if each is None else sum(workers) * each + len(workers) * app["process_connections"]
+    further = sum(app["process_connections"][host] for host in hosts)
+    return None if each is None else sum(workers) * each + further
 
 
 def processes_of(facts: Facts, host: str) -> int:
