@@ -415,7 +415,7 @@ def test_further_processes_run_as_the_service_does(rendered: Rendered) -> None:
         assert unit[unit.index(begin) : unit.index(end) + 1] == sandbox
         assert {
             *("User=shop", "EnvironmentFile=/etc/poolkit/shop/app.env", "MemoryMax=1G"),
-            *("WorkingDirectory=/srv/shop/current", "Environment=PYTHONPATH=.:src"),
+            *("WorkingDirectory=/srv/shop/current", "X-Poolkit=shop"),
         } <= set(unit)
     start = 'ExecStart=/bin/sh -ec \'export APP_VERSION="$$(basename "$$(pwd -P)")"; exec '
     assert start + "celery -A \\'c\\' worker %%h $$X'" in worker

@@ -62,10 +62,17 @@ FORMS = {
 """The form of a value that goes into units, files and commands, and what to say of another."""
 
 PROCESS_FORMS = {
-    "command": (r"[^\x00-\x1f\x7f]+", "give one line"),
+    "command": (
+        # It is put behind exec: of two commands the second would never run.
+        r"(?!\w+=)[^\x00-\x1f\x7f;&|<>`]+",
+        "give one program and its words; for more, and for variables, a script of the source",
+    ),
     "schedule": (r"[\w*:.,/~ +-]+", "give a time as systemd's OnCalendar, such as daily"),
     "connections": (r"\d+", "give a number of connections"),
-    "stop_signal": (r"SIG[A-Z0-9+]+", "give a signal, such as SIGTERM"),
+    "stop_signal": (
+        r"SIG(TERM|INT|QUIT|HUP|USR1|USR2|WINCH)",
+        "give SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2 or SIGWINCH",
+    ),
     "stop_timeout_seconds": (r"[1-9]\d*", "give a number of seconds, at least 1"),
 }
 """The keys of an entry of app_processes: their form, and what to say of another."""
@@ -262,7 +269,8 @@ def _process_errors(processes: Any) -> Iterable[str]:
             known = ", ".join(PROCESS_FORMS)
             yield f"{where}.{min(unknown, key=str)} is unknown: use {known}"
         for key, (form, advice) in PROCESS_FORMS.items():
-            if key in process and not re.fullmatch(form, str(process[key])):
+            text = "" if process.get(key) is None else str(process[key])
+            if key in process and not re.fullmatch(form, text):
                 yield f"{where}.{key} is {process[key]!r}: {advice}"
 
 

@@ -55,6 +55,10 @@ options:
     description: The port that NAME.socket is to listen on.
     type: int
     required: true
+  schedules:
+    description: Times of further processes by their names, as systemd's OnCalendar.
+    type: dict
+    default: {}
   database:
     description: The database that the host has to reach; left out, none is tried.
     type: dict
@@ -204,8 +208,9 @@ def units_of(users: Sequence[str], name: str, folders: Sequence[Path]) -> list[s
     line = re.compile(rf"^User=({'|'.join(map(re.escape, users))})$", re.MULTILINE)
     paths = [path for folder in folders for path in sorted(folder.glob("*.service"))]
     own = (f"{name}.service", f"{name}-next.service")
-    foreign = (p for p in paths if p.name not in own and not p.name.startswith(f"{name}."))
-    return [str(path) for path in foreign if line.search(text(path))]
+    mark = f"\nX-Poolkit={name}\n"  # of its further processes
+    found = [path for path in paths if path.name not in own]
+    return [str(path) for path in found if line.search(text(path)) and mark not in text(path)]
 
 
 def foreign_account(
@@ -330,6 +335,18 @@ def problems(given: Mapping[str, Any], python: str, found: list[dict[str, str]])
         )
 
 
+def unknown_times(host: str, schedules: Mapping[str, str]) -> Iterator[str]:
+    """Yield what systemd does not know as a time; it would only say so when the timer starts."""
+    for name, when in schedules.items():
+        words = ["systemd-analyze", "calendar", "--", str(when)]
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            yield (
+                f"{host}: app_processes.{name}.schedule is {when!r}, which systemd does not know as "
+                f"a time ({done.stderr.strip()}): see `systemd-analyze calendar`"
+            )
+
+
 def unreached(host: str, database: Mapping[str, Any]) -> str:
     """Return what is to be said where the database cannot be reached; empty where it can."""
     address, port = database["host"], database["port"]
@@ -353,6 +370,7 @@ def main() -> None:
             "config_directory": {"type": "path", "required": True},
             "release": {"type": "path", "required": True},
             "port": {"type": "int", "required": True},
+            "schedules": {"type": "dict", "default": {}},
             "database": {
                 "type": "dict",
                 "options": {
@@ -366,6 +384,7 @@ def main() -> None:
     given = module.params
     python, found = interpreter(given["python"]), accounts(given["users"])
     problem = next(problems(given, python["path"], found), "")
+    problem = problem or next(unknown_times(given["host"], given["schedules"]), "")
     if not problem and given["database"] and not module.check_mode:
         problem = unreached(given["host"], given["database"])
     if problem:
