@@ -417,9 +417,11 @@ def test_further_processes_run_as_the_service_does(rendered: Rendered) -> None:
             *("User=shop", "EnvironmentFile=/etc/poolkit/shop/app.env", "MemoryMax=1G"),
             *("WorkingDirectory=/srv/shop/current", "X-Poolkit=shop"),
         } <= set(unit)
-    start = 'ExecStart=/bin/sh -ec \'export APP_VERSION="$$(basename "$$(pwd -P)")"; exec '
-    assert start + "celery -A \\'c\\' worker %%h $$X'" in worker
-    assert start + "python manage.py clearsessions'" in tidy
+    (start,) = (line for line in worker if line.startswith("ExecStart="))
+    # Below the release itself, and after the environment's file.
+    assert '"$$r/.venv/bin:' in start
+    assert 'PYTHONPATH="$$r/.:$$r/src"; exec celery -A \\'c\\' worker %%h $$X' in start
+    assert any(line.endswith("; exec python manage.py clearsessions'") for line in tidy)
     assert {"Type=exec", "Restart=always", "KillSignal=SIGTERM", "TimeoutStopSec=60"} <= set(worker)
     assert "Type=oneshot" in tidy
     assert not {"Restart=always", "WantedBy=multi-user.target"} & set(tidy)

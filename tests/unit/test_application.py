@@ -173,8 +173,17 @@ def test_contradictions(given: dict, error: str) -> None:
         ({"worker": "celery"}, "app_processes.worker has no command"),
         ({"worker": {"comand": "x"}}, "app_processes.worker has no command"),
         ({"worker": {"command": "x", "cron": "@daily"}}, "app_processes.worker.cron is unknown"),
-        ({"worker": {"command": "x\ny"}}, "app_processes.worker.command is 'x\\ny': give one line"),
+        ({"worker": {"command": "x\ny"}}, "app_processes.worker.command is 'x\\ny': give one"),
         ({"worker": {"command": "x", "schedule": "daily\n"}}, "app_processes.worker.schedule is"),
+        *(
+            ({"worker": {"command": text}}, f"app_processes.worker.command is {text!r}: give one")
+            for text in ("a && b", "a; b", "a | b", "a > log", "LANG=C celery worker", "a `b`")
+        ),
+        (
+            {"w": {"command": "x", "schedule": None}},
+            "app_processes.w.schedule is None: give a time",
+        ),
+        ({"w": {"command": "x", "stop_signal": "SIGFOO"}}, "app_processes.w.stop_signal is"),
         ({"worker": {"command": "x", "stop_signal": "9"}}, "app_processes.worker.stop_signal is"),
         ({"w": {"command": "x", "stop_timeout_seconds": 0}}, "app_processes.w.stop_timeout_sec"),
         ({"worker": {"command": "x", "connections": -1}}, "app_processes.worker.connections is"),

@@ -339,11 +339,11 @@ def unknown_times(host: str, schedules: Mapping[str, str]) -> Iterator[str]:
     """Yield what systemd does not know as a time; it would only say so when the timer starts."""
     for name, when in schedules.items():
         words = ["systemd-analyze", "calendar", "--", str(when)]
-        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
             yield (
-                f"{host}: app_processes.{name}.schedule is {when!r}, which systemd does not know as "
-                f"a time ({done.stderr.strip()}): see `systemd-analyze calendar`"
+                f"{host}: app_processes.{name}.schedule is {when!r}, which systemd does not know "
+                f"as a time ({done.stderr.strip()}): see `systemd-analyze calendar`"
             )
 
 
