@@ -3,6 +3,7 @@
 import psycopg
 import pytest
 from conftest import Application
+from controller import ansible
 
 HOLD_CLIENTS = """
 import os, psycopg, time
@@ -134,3 +135,45 @@ def test_verifier_is_the_same_on_both_sides(application: Application, superuser_
     userlist = application.host.check_output("cat /etc/pgbouncer/userlist.txt")
     assert stored.startswith("SCRAM-SHA-256$4096:")
     assert userlist == f'"{application.name}" "{stored}"'
+
+
+def test_schemas_of_migrations_are_open_and_others_tables_stop_nothing(
+    applications: dict[str, Application], superuser_sql
+) -> None:
+    """Field cases 5 and 6: an audit table of somebody else, an extension, a schema of the owner."""
+    flask = applications["flask"]
+    made = (
+        "CREATE TABLE public.replication_audit (id int)",
+        "CREATE EXTENSION IF NOT EXISTS pg_buffercache",
+        "SET ROLE flask_owner; CREATE SCHEMA audit; CREATE TABLE audit.entry (id serial, what text);"
+        "CREATE MATERIALIZED VIEW audit.daily AS SELECT count(*) FROM audit.entry",
+    )
+    gone = (
+        "DROP TABLE public.replication_audit",
+        "DROP EXTENSION pg_buffercache",
+        "DROP SCHEMA audit, later CASCADE",
+    )
+    book = ("ansible-playbook", "ansible/playbooks/database.yml")
+    try:
+        for statement in made:
+            superuser_sql("flask", statement)
+        run = ansible(*book)
+        assert run.returncode == 0, run.stdout[-3000:]
+        # What a migration makes after that is open at once.
+        superuser_sql(
+            "flask",
+            "SET ROLE flask_owner; CREATE SCHEMA later; CREATE TABLE later.entry (id serial)",
+        )
+        asked = (
+            "INSERT INTO audit.entry (what) VALUES ('a') RETURNING id",
+            "SELECT count FROM audit.daily",
+            "INSERT INTO later.entry DEFAULT VALUES RETURNING id",
+        )
+        assert [flask.psql("flask_direct", sql).strip() for sql in asked] == ["1", "0", "1"]
+        refused = flask.psql_error("flask_direct", "SELECT FROM public.replication_audit")
+        assert "permission denied for table replication_audit" in refused
+        again = ansible(*book).stdout.rpartition("PLAY RECAP")[2]
+        assert " changed=0 " in next(line for line in again.splitlines() if "db1" in line)
+    finally:
+        for statement in gone:
+            superuser_sql("flask", statement)
