@@ -141,11 +141,11 @@ def test_schemas_of_migrations_are_open_and_others_tables_stop_nothing(
     applications: dict[str, Application], superuser_sql
 ) -> None:
     """Field cases 5 and 6: an audit table of somebody else, an extension, a schema of the owner."""
-    flask = applications["flask"]
+    flask, owner = applications["flask"], "SET ROLE flask_owner"
     made = (
         "CREATE TABLE public.replication_audit (id int)",
         "CREATE EXTENSION IF NOT EXISTS pg_buffercache",
-        "SET ROLE flask_owner; CREATE SCHEMA audit; CREATE TABLE audit.entry (id serial, what text);"
+        f"{owner}; CREATE SCHEMA audit; CREATE TABLE audit.entry (id serial, what text);"
         "CREATE MATERIALIZED VIEW audit.daily AS SELECT count(*) FROM audit.entry",
     )
     gone = (
