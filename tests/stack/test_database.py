@@ -1,5 +1,7 @@
 """Who may reach what: the pooler holds the clients, and PostgreSQL refuses everybody else."""
 
+import re
+
 import psycopg
 import pytest
 from conftest import Application
@@ -145,12 +147,14 @@ def test_schemas_of_migrations_are_open_and_others_tables_stop_nothing(
     made = (
         "CREATE TABLE public.replication_audit (id int)",
         "CREATE EXTENSION IF NOT EXISTS pg_buffercache",
+        "CREATE ROLE monitor LOGIN; GRANT CONNECT ON DATABASE flask TO PUBLIC",
         f"{owner}; CREATE SCHEMA audit; CREATE TABLE audit.entry (id serial, what text);"
         "CREATE MATERIALIZED VIEW audit.daily AS SELECT count(*) FROM audit.entry",
     )
     gone = (
         "DROP TABLE public.replication_audit",
         "DROP EXTENSION pg_buffercache",
+        "DROP OWNED BY monitor; DROP ROLE monitor",
         "DROP SCHEMA audit, later CASCADE",
     )
     book = ("ansible-playbook", "ansible/playbooks/database.yml")
@@ -159,6 +163,8 @@ def test_schemas_of_migrations_are_open_and_others_tables_stop_nothing(
             superuser_sql("flask", statement)
         run = ansible(*book)
         assert run.returncode == 0, run.stdout[-3000:]
+        said = re.sub(r"\s+", " ", run.stdout)
+        assert "WARNING: monitor could connect to the database flask until now" in said
         # What a migration makes after that is open at once.
         superuser_sql(
             "flask",
@@ -172,6 +178,10 @@ def test_schemas_of_migrations_are_open_and_others_tables_stop_nothing(
         assert [flask.psql("flask_direct", sql).strip() for sql in asked] == ["1", "0", "1"]
         refused = flask.psql_error("flask_direct", "SELECT FROM public.replication_audit")
         assert "permission denied for table replication_audit" in refused
+        kept = ansible(*book, "-e", '{"app_database_connect_roles": ["monitor"]}')
+        assert kept.returncode == 0, kept.stdout[-3000:]
+        may = "SELECT has_database_privilege('monitor', 'flask', 'CONNECT')"
+        assert superuser_sql("flask", may) == "t"
         again = ansible(*book).stdout.rpartition("PLAY RECAP")[2]
         assert " changed=0 " in next(line for line in again.splitlines() if "db1" in line)
     finally:

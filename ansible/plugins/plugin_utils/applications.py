@@ -39,8 +39,8 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
     the strategies native and direct), clients ({pooler: the hosts that may use it}), database,
     user, password, owner, owner_password, connection_limit (None where the inventory gives none:
     `connection_limits` derives it), fallback_connections (of one host), owner_connection_limit,
-    settings (of the user), owner_settings, schema (the first of a declared search_path, or
-    public), strategy, pool_mode, framework, module, workers ({host: number or "auto"}), threads,
+    settings (of the user), owner_settings, connect_roles (others that may connect), schema (the
+    first of a declared search_path, or public), strategy, pool_mode, framework, module, workers ({host: number or "auto"}), threads,
     connection_pool_size, process_connections ({host: of all its app_processes together}),
     hosts_at_once (in a batch of a rollout).
     Refused: two hosts of one application that state different facts, two applications with one
@@ -111,6 +111,7 @@ def _application(hostvars: Hostvars, host: str) -> dict:
         "module": facts.get("app_module", ""),
         "threads": _count(facts, "app_threads", host),
         "connection_pool_size": _count(facts, "app_connection_pool_size", host),
+        "connect_roles": _connect_roles(facts, host),
         "serial": serial_of(facts, host),
     }
     for key in ("database", "user", "owner"):
@@ -180,6 +181,17 @@ def _count(facts: Mapping[str, Any], variable: str, host: str) -> int | None:
     if not re.fullmatch(r"\d+", str(value)):
         raise AnsibleFilterError(f"{host}: {variable} is {value!r}: give a number of connections")
     return int(value)
+
+
+def _connect_roles(facts: Mapping[str, Any], host: str) -> list[str]:
+    """Return the roles that may connect to the application's database beside its own."""
+    roles = facts.get("app_database_connect_roles") or []
+    if isinstance(roles, str) or not all(isinstance(role, str) and role for role in roles):
+        raise AnsibleFilterError(
+            f"{host}: app_database_connect_roles is {roles!r}: give a list of roles, such as "
+            "[monitor]"
+        )
+    return list(roles)
 
 
 def _process_connections(facts: Mapping[str, Any], host: str) -> int:
