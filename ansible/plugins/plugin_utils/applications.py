@@ -40,9 +40,9 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
     user, password, owner, owner_password, connection_limit (None where the inventory gives none:
     `connection_limits` derives it), fallback_connections (of one host), owner_connection_limit,
     settings (of the user), owner_settings, connect_roles (others that may connect), schema (the
-    first of a declared search_path, or public), strategy, pool_mode, framework, module, workers ({host: number or "auto"}), threads,
-    connection_pool_size, process_connections ({host: of all its app_processes together}),
-    hosts_at_once (in a batch of a rollout).
+    first of a declared search_path, or public), strategy, pool_mode, framework, module, workers
+    ({host: number or "auto"}), threads, connection_pool_size, process_connections ({host: of all
+    its app_processes together}), hosts_at_once (in a batch of a rollout).
     Refused: two hosts of one application that state different facts, two applications with one
     database or role, a role that is the administrator's, and a host that no pooler serves.
     """
@@ -186,7 +186,7 @@ def _count(facts: Mapping[str, Any], variable: str, host: str) -> int | None:
 def _connect_roles(facts: Mapping[str, Any], host: str) -> list[str]:
     """Return the roles that may connect to the application's database beside its own."""
     roles = facts.get("app_database_connect_roles") or []
-    if isinstance(roles, str) or not all(isinstance(role, str) and role for role in roles):
+    if not isinstance(roles, list | tuple) or not all(isinstance(r, str) and r for r in roles):
         raise AnsibleFilterError(
             f"{host}: app_database_connect_roles is {roles!r}: give a list of roles, such as "
             "[monitor]"
