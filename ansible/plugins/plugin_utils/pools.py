@@ -266,8 +266,9 @@ def _pool(facts: Facts, host: str, app: Mapping[str, Any], own: Pool | None = No
             raise AnsibleFilterError(
                 f"{host}: {variable} is {value}, but app_pool_mode of {app['name']} is session and "
                 f"its clients need {needed} server connections (each worker process and the "
-                f"stand-in of a deployment {client_connections(app)}, in each of {processes} "
-                "PgBouncer processes): give that many, leave it out, or lower app_workers"
+                f"stand-in of a deployment {client_connections(app)}, and app_processes what they "
+                f"give as connections, in each of {processes} PgBouncer processes): give that "
+                "many, leave it out, or lower app_workers"
             )
     size = None if automatic else given.pop(size_variable)
     limit_variable = min(given, key=lambda variable: given[variable], default="")
