@@ -10,19 +10,16 @@ from .stack import Application
 
 WAYS = ("pgbouncer", "pgbouncer, socket", "direct")
 PROGRAM = """
-import hashlib, json, shlex, statistics, sys, time
+import hashlib, json, os, statistics, time
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-lines = open(sys.argv[1]).read().splitlines()
-words = [word for line in lines if not line.startswith("#") for word in shlex.split(line)]
-environment = dict(word.split("=", 1) for word in words)
-pooled = conninfo_to_dict(environment["DATABASE_URL"])
+pooled = conninfo_to_dict(os.environ["DATABASE_URL"])
 host, port = pooled["host"].split(",")[0], str(pooled["port"]).split(",")[0]
 ways = {
     "pgbouncer": {**pooled, "host": host, "port": port},
     "pgbouncer, socket": {**pooled, "host": "/run/pgbouncer/1", "port": port},
-    "direct": conninfo_to_dict(environment["DATABASE_DIRECT_URL"]),
+    "direct": conninfo_to_dict(os.environ["DATABASE_DIRECT_URL"]),
 }
 logins, queries = {way: [] for way in ways}, {way: [] for way in ways}
 
@@ -61,6 +58,7 @@ def one_client(app: Application) -> dict[str, Any]:
 
     scram_key_ms: what the client's part of SCRAM-SHA-256 takes, 4096 rounds of PBKDF2 (RFC 7677).
     """
-    environment = f"/etc/poolkit/{app.name}/app.env"
+    environment = f"EnvironmentFile=/etc/poolkit/{app.name}/app.env"
+    run = f"systemd-run --quiet --pipe --wait --collect --property={environment}"
     python = f"/srv/{app.name}/current/.venv/bin/python"
-    return json.loads(app.shell(f"{python} -c {shlex.quote(PROGRAM)} {environment}"))
+    return json.loads(app.shell(f"{run} {python} -c {shlex.quote(PROGRAM)}"))
