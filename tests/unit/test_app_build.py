@@ -50,7 +50,7 @@ def built(
         arguments = {
             **{"name": "shop", "root": str(tmp_path), "release": str(folder)},
             **{"build_user": ME, "build_environment_file": str(tmp_path / "pip.env")},
-            **{"user": ME, "environment": ENVIRONMENT, **given},
+            **{"user": ME, "secret_environment": ENVIRONMENT, **given},
         }
         return run_module(app_build, check=check, **arguments)
 

@@ -53,7 +53,7 @@ options:
     description: The application's user.
     type: str
     required: true
-  environment:
+  secret_environment:
     description: The application's environment, the text of a file in systemd's format.
     type: str
     default: ""
@@ -83,7 +83,7 @@ EXAMPLES = r"""
     build_environment_file: /etc/poolkit/shop/pip.env
     collectstatic: true
     user: shop
-    environment: "{{ lookup('ansible.builtin.template', 'app.env.j2') }}"
+    secret_environment: "{{ lookup('ansible.builtin.template', 'app.env.j2') }}"
 """
 
 RETURN = r"""
@@ -157,7 +157,7 @@ class Steps:
         self.name: str = given["name"]
         self.release = Path(given["release"]).resolve()
         pip = Path(given["build_environment_file"]).read_text()
-        self.secrets = of_environment(given["environment"]) | passwords(pip)
+        self.secrets = of_environment(given["secret_environment"]) | passwords(pip)
         self.said: list[str] = []
 
     def run(
@@ -236,7 +236,7 @@ class Steps:
         if not self.given["collectstatic"] or not (self.release / "manage.py").is_file():
             return nothing
         user, state = self.given["user"], [Path(path) for path in self.given["state_directories"]]
-        with secret_file(self.given["environment"]) as environment:
+        with secret_file(self.given["secret_environment"]) as environment:
             manage = ["python", "manage.py"]
             asked = self.run(
                 "The question for STATIC_ROOT",
@@ -355,7 +355,7 @@ def main() -> None:
             "build_environment_file": {"type": "path", "required": True},
             "collectstatic": {"type": "bool", "default": False},
             "user": {"type": "str", "required": True},
-            "environment": {"type": "str", "default": "", "no_log": True},
+            "secret_environment": {"type": "str", "default": "", "no_log": True},
             "state_directories": {"type": "list", "elements": "path", "default": []},
             "python_path": {"type": "str", "default": ""},
             "lock_timeout_seconds": {"type": "int", "default": 900},
@@ -366,7 +366,7 @@ def main() -> None:
     release = Path(given["release"])
     if module.check_mode or built(release):
         module.exit_json(changed=not built(release))
-    secrets = of_environment(given["environment"])
+    secrets = of_environment(given["secret_environment"])
     try:
         for user in (given["build_user"], given["user"]):
             pwd.getpwnam(user)
