@@ -1,8 +1,11 @@
 """Who may reach what: the pooler holds the clients, and PostgreSQL refuses everybody else."""
 
+import re
+
 import psycopg
 import pytest
 from conftest import Application
+from controller import ansible
 
 HOLD_CLIENTS = """
 import os, psycopg, time
@@ -134,3 +137,53 @@ def test_verifier_is_the_same_on_both_sides(application: Application, superuser_
     userlist = application.host.check_output("cat /etc/pgbouncer/userlist.txt")
     assert stored.startswith("SCRAM-SHA-256$4096:")
     assert userlist == f'"{application.name}" "{stored}"'
+
+
+def test_schemas_of_migrations_are_open_and_others_tables_stop_nothing(
+    applications: dict[str, Application], superuser_sql
+) -> None:
+    """Field cases 5 and 6: an audit table of somebody else, an extension, a schema of the owner."""
+    flask, owner = applications["flask"], "SET ROLE flask_owner"
+    made = (
+        "CREATE TABLE public.replication_audit (id int)",
+        "CREATE EXTENSION IF NOT EXISTS pg_buffercache",
+        "CREATE ROLE monitor LOGIN; GRANT CONNECT ON DATABASE flask TO PUBLIC",
+        f"{owner}; CREATE SCHEMA audit; CREATE TABLE audit.entry (id serial, what text);"
+        "CREATE MATERIALIZED VIEW audit.daily AS SELECT count(*) FROM audit.entry",
+    )
+    gone = (
+        "DROP TABLE public.replication_audit",
+        "DROP EXTENSION pg_buffercache",
+        "DROP OWNED BY monitor; DROP ROLE monitor",
+        "DROP SCHEMA audit, later CASCADE",
+    )
+    book = ("ansible-playbook", "ansible/playbooks/database.yml")
+    try:
+        for statement in made:
+            superuser_sql("flask", statement)
+        run = ansible(*book)
+        assert run.returncode == 0, run.stdout[-3000:]
+        said = re.sub(r"\s+", " ", run.stdout)
+        assert "WARNING: monitor could connect to the database flask until now" in said
+        # What a migration makes after that is open at once.
+        superuser_sql(
+            "flask",
+            "SET ROLE flask_owner; CREATE SCHEMA later; CREATE TABLE later.entry (id serial)",
+        )
+        asked = (
+            "INSERT INTO audit.entry (what) VALUES ('a') RETURNING id",
+            "SELECT count FROM audit.daily",
+            "INSERT INTO later.entry DEFAULT VALUES RETURNING id",
+        )
+        assert [flask.psql("flask_direct", sql).strip() for sql in asked] == ["1", "0", "1"]
+        refused = flask.psql_error("flask_direct", "SELECT FROM public.replication_audit")
+        assert "permission denied for table replication_audit" in refused
+        kept = ansible(*book, "-e", '{"app_database_connect_roles": ["monitor"]}')
+        assert kept.returncode == 0, kept.stdout[-3000:]
+        may = "SELECT has_database_privilege('monitor', 'flask', 'CONNECT')"
+        assert superuser_sql("flask", may) == "t"
+        again = ansible(*book).stdout.rpartition("PLAY RECAP")[2]
+        assert " changed=0 " in next(line for line in again.splitlines() if "db1" in line)
+    finally:
+        for statement in gone:
+            superuser_sql("flask", statement)

@@ -190,6 +190,7 @@ def test_environment_of_a_release(tmp_path: Path) -> None:
     release.mkdir(parents=True)
     (release / ".venv").symlink_to(venv)
     (release / ".poolkit-release").touch()
+    (release / ".poolkit-built").touch()
     assert app_host.environment(release) == ""
     (venv / ".complete").touch()
     assert app_host.environment(release) == str(venv)

@@ -53,12 +53,33 @@ MANAGED = {
 FILES = {
     "app.env": ("etc/poolkit/app.env.j2", {"__app_format": "systemd", "__app_as_owner": False}),
     "docker.env": ("etc/poolkit/app.env.j2", {"__app_format": "docker", "__app_as_owner": False}),
+    "direct.env": (
+        "etc/poolkit/app.env.j2",
+        {"__app_format": "systemd", "__app_as_owner": False, "__app_direct": True},
+    ),
     "migrate.env": ("etc/poolkit/app.env.j2", {"__app_format": "systemd", "__app_as_owner": True}),
     "pg_service.conf": ("etc/poolkit/pg_service.conf.j2", {"__app_as_owner": False}),
     "migrate.pg_service.conf": ("etc/poolkit/pg_service.conf.j2", {"__app_as_owner": True}),
     "gunicorn.conf.py": ("etc/poolkit/gunicorn.conf.py.j2", {}),
     "shop.service": ("etc/systemd/system/app.service.j2", {"__app_next": False}),
     "shop-next.service": ("etc/systemd/system/app.service.j2", {"__app_next": True}),
+    "shop.worker.service": (
+        "etc/systemd/system/process.service.j2",
+        {"__app_process": {"key": "worker", "value": {"command": "celery -A 'c' worker %h $X"}}},
+    ),
+    "shop.tidy.service": (
+        "etc/systemd/system/process.service.j2",
+        {
+            "__app_process": {
+                "key": "tidy",
+                "value": {"command": "manage.py clearsessions", "schedule": "daily"},
+            }
+        },
+    ),
+    "shop.tidy.timer": (
+        "etc/systemd/system/process.timer.j2",
+        {"__app_process": {"key": "tidy", "value": {"command": "x", "schedule": "daily"}}},
+    ),
     "shop.socket": ("etc/systemd/system/app.socket.j2", {}),
 }
 
@@ -91,6 +112,7 @@ def rendered(
     }
     hosts["auto"] = {**KINDS["wsgi"], "app_workers": "auto", "app_threads": 7}
     hosts["auto-asgi"] = {**KINDS["fastapi"], "app_workers": "auto", "app_timeout_seconds": 12}
+    hosts["state"] = {**KINDS["wsgi"], "app_state_directories": ["media", "cache"]}
     hosts["limits"] = {**KINDS["wsgi"], "app_resource_limits": {"TasksMax": 9, "MemoryMax": "1G"}}
     verified = {**KINDS["wsgi"], "database_sslmode": "verify-full", "database_ca_file": "/ca.pem"}
     hosts["verified"] = verified
@@ -175,6 +197,12 @@ def test_environment_of_the_application(rendered: Rendered, strategy: str, kind:
         expected["PGPASSFILE"] = "/etc/poolkit/shop/pgpass"
     # APP_VERSION is gunicorn.conf.py's.
     assert read_systemd(files["app.env"]) == expected
+    # Past the pooler as the same role: nothing in it names the pooler.
+    past = {**expected, "DATABASE_URL": expected["DATABASE_DIRECT_URL"]}
+    past["DATABASE_TRANSACTION_POOLING"] = "0"
+    if not managed:
+        past |= {"DB_HOST": "db1", "DB_PORT": "5432", "DB_TLS": "require"}
+    assert read_systemd(files["direct.env"]) == past
 
 
 @pytest.mark.parametrize(("strategy", "kind"), EXPECTED)
@@ -359,6 +387,48 @@ def test_trial_runs_as_the_service_does(rendered: Rendered, host: str) -> None:
     for text in (service, trial):
         assert {"User=shop", "TimeoutStopSec=35", "TimeoutStartSec=35"} <= set(text)
         assert ("MemoryMax=1G" in text, "TasksMax=9" in text) == (host == "limits",) * 2
+
+
+def test_state_directories(rendered: Rendered) -> None:
+    """The service writes there and nowhere else; a proxy in its group reads what it writes."""
+    for name in ("shop.service", "shop-next.service"):
+        unit = lines(rendered["state"][name])
+        writable = [line for line in unit if line.startswith("ReadWritePaths")]
+        assert writable == [
+            "ReadWritePaths=/srv/shop/state/media",
+            "ReadWritePaths=/srv/shop/state/cache",
+        ]
+        assert "UMask=0027" in unit
+        assert "UMask=0077" in lines(rendered["limits"][name])
+    assert read_systemd(rendered["state"]["app.env"])["APP_STATE_DIRECTORY"] == "/srv/shop/state"
+
+
+def test_further_processes_run_as_the_service_does(rendered: Rendered) -> None:
+    """With its user, environment, sandbox and limits, from the release that serves."""
+    service, worker, tidy = (
+        lines(rendered["limits"][f"shop{name}.service"]) for name in ("", ".worker", ".tidy")
+    )
+    begin = "NoNewPrivileges=yes"
+    end = "SystemCallErrorNumber=EPERM"
+    sandbox = service[service.index(begin) : service.index(end) + 1]
+    for unit in (worker, tidy):
+        assert unit[unit.index(begin) : unit.index(end) + 1] == sandbox
+        assert {
+            *("User=shop", "EnvironmentFile=/etc/poolkit/shop/app.env", "MemoryMax=1G"),
+            *("WorkingDirectory=/srv/shop/current", "X-Poolkit=shop"),
+        } <= set(unit)
+    (start,) = (line for line in worker if line.startswith("ExecStart="))
+    # Below the release itself, and after the environment's file.
+    assert '"$$r/.venv/bin:' in start
+    assert 'PYTHONPATH="$$r/.:$$r/src"; exec celery -A ' in start
+    assert start.endswith("\\'c\\' worker %%h $$X'")
+    assert any(line.endswith("; exec python manage.py clearsessions'") for line in tidy)
+    assert {"Type=exec", "Restart=always", "KillSignal=SIGTERM", "TimeoutStopSec=60"} <= set(worker)
+    assert "Type=oneshot" in tidy
+    assert not {"Restart=always", "WantedBy=multi-user.target"} & set(tidy)
+    assert {"OnCalendar=daily", "WantedBy=timers.target"} <= set(
+        lines(rendered["limits"]["shop.tidy.timer"])
+    )
 
 
 def test_units_are_what_the_deployment_reads(rendered: Rendered) -> None:

@@ -161,6 +161,39 @@ def test_contradictions(given: dict, error: str) -> None:
     assert found.startswith(error)
 
 
+@pytest.mark.parametrize(
+    ("processes", "error"),
+    [
+        ({"worker": {"command": "celery -A config worker", "connections": 4}}, ""),
+        ({"tidy": {"command": "manage.py clearsessions", "schedule": "*-*-* 03:00:00"}}, ""),
+        ({"rq": {"command": "rq worker", "stop_signal": "SIGINT", "stop_timeout_seconds": 5}}, ""),
+        (["worker"], "app_processes is ['worker']: give {name:"),
+        ({"Worker": {"command": "x"}}, "app_processes.Worker: use a lower-case letter"),
+        ({"a.b": {"command": "x"}}, "app_processes.a.b: use a lower-case letter"),
+        ({"worker": "celery"}, "app_processes.worker has no command"),
+        ({"worker": {"comand": "x"}}, "app_processes.worker has no command"),
+        ({"worker": {"command": "x", "cron": "@daily"}}, "app_processes.worker.cron is unknown"),
+        ({"worker": {"command": "x\ny"}}, "app_processes.worker.command is 'x\\ny': give one"),
+        ({"worker": {"command": "x", "schedule": "daily\n"}}, "app_processes.worker.schedule is"),
+        *(
+            ({"worker": {"command": text}}, f"app_processes.worker.command is {text!r}: give one")
+            for text in ("a && b", "a; b", "a | b", "a > log", "LANG=C celery worker", "a `b`")
+        ),
+        (
+            {"w": {"command": "x", "schedule": None}},
+            "app_processes.w.schedule is None: give a time",
+        ),
+        ({"w": {"command": "x", "stop_signal": "SIGFOO"}}, "app_processes.w.stop_signal is"),
+        ({"worker": {"command": "x", "stop_signal": "9"}}, "app_processes.worker.stop_signal is"),
+        ({"w": {"command": "x", "stop_timeout_seconds": 0}}, "app_processes.w.stop_timeout_sec"),
+        ({"worker": {"command": "x", "connections": -1}}, "app_processes.worker.connections is"),
+    ],
+)
+def test_further_processes(processes: object, error: str) -> None:
+    errors = application.app_errors(GOOD | {"processes": processes})
+    assert [text[: len(error)] for text in errors] == ([error] if error else [])
+
+
 VALUES = {
     "name": "shop",
     "user": "shop",
@@ -179,6 +212,9 @@ VALUES = {
     "environment": ["APP_SECRET_KEY", "_x"],
     "environment_names": ["DB_HOST"],
     "pip_environment": ["PIP_INDEX_URL", "https_proxy"],
+    "state_directories": ["media", "log_files.d"],
+    "build_commands": ["npm ci", "npm run build"],
+    "system_packages": ["libgdal36", "g++", "libstdc++6"],
 }
 
 
@@ -240,6 +276,17 @@ def test_values_of_the_right_form(given: dict) -> None:
         ("health_headers", {"X Y": "z"}, "app_health_headers: 'X Y' is no name of a header"),
         ("environment", ["A B"], "app_environment: 'A B' is no name of a variable"),
         ("environment_names", ["A=1\nB"], "app_environment_names: 'A=1\\nB' is no name"),
+        *(
+            ("state_directories", [name], f"app_state_directories has {name!r}: give a name")
+            for name in ("/media", "../media", "a/b", "media/", "", "a b", "50%", ".hidden", "ä")
+        ),
+        *(
+            ("system_packages", [name], f"app_system_packages has {name!r}: give the name")
+            for name in ("libgdal36 -o x", "-y", "Lib", "a", "g++;reboot")
+        ),
+        ("state_directories", "media", "app_state_directories is the text 'media': give a list"),
+        ("system_packages", "npm", "app_system_packages is the text 'npm': give a list"),
+        ("build_commands", "npm ci", "app_build_commands is the text 'npm ci': give a list"),
         ("pip_environment", ["x; reboot"], "app_pip_environment: 'x; reboot' is no name"),
     ],
 )

@@ -111,7 +111,7 @@ def test_archive_holds_what_a_controller_needs(archive: Path) -> None:
     tops = {name.split("/")[0] for name in members}
     assert tops == {
         *("CHANGELOG.md", "FILES.json", "LICENSE", "MANIFEST.json", "README.md"),
-        *("ansible", "docs", "meta", "playbooks", "plugins", "roles"),
+        *("ansible", "docs", "meta", "playbooks", "plugins", "roles", "templates"),
     }
     assert {"ansible/playbooks/site.yml", "docs/variables.md"} <= members.keys()
     assert members["plugins"].linkname == "ansible/plugins"

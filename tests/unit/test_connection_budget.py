@@ -318,6 +318,13 @@ def test_pool_of_zero_is_none() -> None:
 NATIVE = {"app_connection_strategy": "native", "app_workers": 3, **DJANGO}
 
 
+def test_further_processes_without_a_pooler_are_in_the_demand() -> None:
+    facts = {"app_processes": {"worker": {"command": "x", "connections": 7}}}
+    before, after = budget(ONE, **NATIVE)["rows"][0], budget(ONE, **NATIVE, **facts)["rows"][0]
+    assert after["direct"] - before["direct"] == 7
+    assert after["limit"] - before["limit"] == 7
+
+
 @pytest.mark.parametrize(
     ("serial", "rolling"), [(1, 5), (2, 10), (9, 20), ("50%", 10), ("1%", 5), ("100%", 20)]
 )
@@ -995,6 +1002,7 @@ def test_auto_pool_of_a_further_database_gets_the_same_share() -> None:
 
 
 WORKERS = {"app_workers": 33, **DJANGO}
+QUEUE = {"app_processes": {"worker": {"command": "x", "connections": 8}, "beat": {"command": "y"}}}
 
 
 @pytest.mark.parametrize(
@@ -1010,6 +1018,15 @@ WORKERS = {"app_workers": 33, **DJANGO}
         (ONE, None, {**WORKERS, "pgbouncer_processes": 3}, 190, 570),
         (ONE, None, {**WORKERS, **FASTAPI, "app_connection_pool_size": 20}, 34 * 20 + 20, 700),
         (ONE, None, {**WORKERS, "pgbouncer_auth_query_enabled": True}, 195, 500),
+        # Each host has the application's further processes as well.
+        (ONE, None, {**WORKERS, **QUEUE}, 34 * 5 + 9 + 20, 500),
+        (
+            {"web1": "shop", "web2": "shop"},
+            ["p1"],
+            {**WORKERS, **QUEUE},
+            2 * (34 * 5 + 9) + 20,
+            500,
+        ),
         (ONE, None, {**WORKERS, "app_pool_mode": "session", "app_workers": 3}, 4 * 5 + 20, 500),
     ],
 )

@@ -152,6 +152,26 @@ def test_module_puts_everything_there(tmp_path: Path, put: Callable[..., dict]) 
     assert (again["changed"], again["paths"], again["diff"]) == (False, [], [])
 
 
+def test_directories_of_a_user_and_programs(
+    tmp_path: Path, put: Callable[..., dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners = []
+    monkeypatch.setattr(shutil, "chown", lambda path, *whose: owners.append((str(path), *whose)))
+    given = {
+        "user": "shop",
+        "user_directories": [str(tmp_path / "state/media")],
+        "programs": [{"path": str(tmp_path / "run"), "content": "#!/bin/sh\n"}],
+    }
+    assert put(check=True, **given)["changed"] is True
+    assert not (tmp_path / "state").exists()
+    assert put(**given)["changed"] is True
+    assert owners == [(str(tmp_path / "state/media"), "shop", "shop")]
+    assert modes(tmp_path).items() >= {"state": 0o755, "state/media": 0o750, "run": 0o755}.items()
+    (tmp_path / "state/media/cat").touch(0o600)
+    assert put(**given)["changed"] is False
+    assert (tmp_path / "state/media/cat").stat().st_mode & 0o777 == 0o600
+
+
 def test_module_puts_a_mode_right(tmp_path: Path, put: Callable[..., dict]) -> None:
     put()
     (tmp_path / "etc/shop/env").chmod(0o644)

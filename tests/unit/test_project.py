@@ -120,7 +120,7 @@ def leaks(task: dict) -> list[str]:
         for key, value in task.items()
         if key != "vars"
         for option, text in (value.items() if isinstance(value, dict) else [("", value)])
-        if option != "secret_files"
+        if option not in ("secret_files", "secret_environment")
         and (carries_secrets(text) or any(refers(text, name) for name in secret))
     ]
 

@@ -4,6 +4,8 @@ import gzip
 import io
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -156,7 +158,7 @@ def test_python_path(tmp_path: Path, files: list[str], expected: list[str]) -> N
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert source_archive.python_path(tree(tmp_path)) == expected
+    assert source_archive.python_path(tree(tmp_path), []) == expected
 
 
 def test_good_source_is_accepted(source: Path) -> None:
@@ -370,3 +372,83 @@ def test_what_is_left_out_by_default(source: Path, pack_source: Callable[..., di
     after = pack_source(source=str(source), exclude=defaults["app_source_exclude"])
     assert contents(after["archive"]).keys() == contents(before["archive"]).keys()
     assert after["release"] == before["release"]
+
+
+def test_part_of_a_source(source: Path, pack_source: Callable[..., dict]) -> None:
+    part = source / "backend"
+    part.mkdir()
+    (part / "requirements.txt").write_text("gunicorn==27.0.1\n")
+    (part / "app.py").touch()
+    done = pack_source(source=str(source), directory="backend")
+    assert set(contents(done["archive"])) == {"app.py", "requirements.txt", ".poolkit-release"}
+    for name in ("front", "..", "backend/../..", "/etc", "manage.py"):
+        error = pack_source(source=str(source), directory=name)["msg"]
+        assert error.startswith("app_source_directory: "), error
+        assert repr(name) in error
+
+
+def test_build_commands_are_part_of_the_name(
+    source: Path, pack_source: Callable[..., dict]
+) -> None:
+    """And a source cannot say itself that it was built."""
+    plain = pack_source(source=str(source))["release"]
+    (source / ".poolkit-built").touch()
+    (source / ".poolkit-static").write_text('{"root": "..", "files": []}')
+    done = pack_source(source=str(source))
+    assert done["release"] == plain
+    assert not {".poolkit-built", ".poolkit-static"} & set(contents(done["archive"]))
+    one = pack_source(source=str(source), build=["npm ci"])["release"]
+    other = pack_source(source=str(source), build=["npm ci", "npm run build"])["release"]
+    assert len({plain, one, other}) == 3
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A repository whose member backend needs the members common and plain; uv makes its lock."""
+    root = tmp_path / "mono"
+    root.mkdir()
+    (root / "pyproject.toml").write_text('[tool.uv.workspace]\nmembers = ["backend", "libs/*"]\n')
+    members = {"backend": ["common", "plain"], "libs/common": [], "libs/plain": []}
+    for place, names in members.items():
+        (root / place).mkdir(parents=True)
+        sources = "".join(f"{name} = {{workspace = true}}\n" for name in names)
+        name = place.rpartition("/")[2]
+        (root / place / "pyproject.toml").write_text(
+            f'[project]\nname = "{name}"\nversion = "1"\nrequires-python = ">=3.11"\n'
+            f"dependencies = {names}\n[tool.uv.sources]\n{sources}"
+        )
+    (root / "libs/common/src/common").mkdir(parents=True)
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    command = [uv, "lock", "--offline", "--quiet", "--no-python-downloads"]
+    subprocess.run(command, cwd=root, check=True)
+    return root
+
+
+def test_members_of_a_workspace_are_imported_from_the_release(workspace: Path) -> None:
+    name, text, projects = source_requirements.locked_requirements(tree(workspace), "uv.lock")
+    assert (name, text) == ("requirements.poolkit.txt", "")
+    assert projects == ["libs/common", "libs/plain"]
+    path = source_archive.python_path(tree(workspace), projects)
+    assert path == [".", "libs/common/src", "libs/plain"]
+
+
+def test_lock_of_the_workspace_serves_its_member(workspace: Path) -> None:
+    """A member that needs another one outside of the part is refused."""
+    part = source_archive.part(tree(workspace), "backend")
+    with pytest.raises(SourceError, match=r"needs \./libs/common, which is outside of it"):
+        source_requirements.locked_requirements(part, "uv.lock")
+    part = source_archive.part(tree(workspace), "libs/plain")
+    assert source_requirements.locked_requirements(part, "uv.lock")[2] == []
+    (workspace / "libs/plain/pyproject.toml").unlink()
+    with pytest.raises(SourceError, match=r"needs its pyproject\.toml beside it"):
+        source_requirements.locked_requirements(part, "uv.lock")
+
+
+def test_projects_of_an_export(workspace: Path) -> None:
+    locked = "gunicorn==1 \\\n    --hash=x\n"
+    lines = f"-e ./backend\n./libs/plain ; python_full_version >= '3.11'\n{locked}"
+    found = source_requirements.without_local_projects(tree(workspace), lines, workspace)
+    assert found == (locked, ["backend", "libs/plain"])
+    (workspace / "x.whl").touch()
+    with pytest.raises(SourceError, match=r"needs the file \./x\.whl"):
+        source_requirements.without_local_projects(tree(workspace), "./x.whl \\\n", workspace)

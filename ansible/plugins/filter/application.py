@@ -61,6 +61,22 @@ FORMS = {
 }
 """The form of a value that goes into units, files and commands, and what to say of another."""
 
+PROCESS_FORMS = {
+    "command": (
+        # It is put behind exec: of two commands the second would never run.
+        r"(?!\w+=)[^\x00-\x1f\x7f;&|<>`]+",
+        "give one program and its words; for more, and for variables, a script of the source",
+    ),
+    "schedule": (r"[\w*:.,/~ +-]+", "give a time as systemd's OnCalendar, such as daily"),
+    "connections": (r"\d+", "give a number of connections"),
+    "stop_signal": (
+        r"SIG(TERM|INT|QUIT|HUP|USR1|USR2|WINCH)",
+        "give SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2 or SIGWINCH",
+    ),
+    "stop_timeout_seconds": (r"[1-9]\d*", "give a number of seconds, at least 1"),
+}
+"""The keys of an entry of app_processes: their form, and what to say of another."""
+
 VARIABLE_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 
 RESERVED_USERS = (
@@ -82,7 +98,8 @@ def app_value_errors(given: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the form of the role's values, each with the variable to change.
 
     given: the keys of FORMS, bind_address, port, hosts (pairs of a database's or pooler's host and
-    port), health_headers, and the names of variables in environment, environment_names and
+    port), health_headers, state_directories, system_packages,
+    build_commands, and the names of variables in environment, environment_names and
     pip_environment. A value that may hold a secret is not shown.
     """
     errors = [
@@ -109,6 +126,21 @@ def app_value_errors(given: Mapping[str, Any]) -> list[str]:
     for what, port in ports:
         if not re.fullmatch(r"[1-9][0-9]{0,4}", str(port)) or int(port) > 65535:
             errors.append(f"{what} is {port!r}: give a number from 1 to 65535")
+    for key in ("state_directories", "system_packages", "build_commands"):
+        if isinstance(given[key], str):
+            errors.append(f"app_{key} is the text {given[key]!r}: give a list, such as [one, two]")
+            given = {**given, key: []}
+    errors += [
+        # One folder's name: root makes no directory in one that is the application's.
+        f"app_state_directories has {name!r}: give a name such as media, without /"
+        for name in given["state_directories"]
+        if not re.fullmatch(r"(?!\.)[\w.-]+", str(name), re.ASCII)
+    ]
+    errors += [
+        f"app_system_packages has {name!r}: give the name of a Debian package, such as libgdal34"
+        for name in given["system_packages"]
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]+", str(name))
+    ]
     for name, value in given["health_headers"].items():
         if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", str(name)):
             errors.append(f"app_health_headers: {name!r} is no name of a header")
@@ -221,6 +253,27 @@ def _environment_errors(variable: str, values: Mapping[str, Any]) -> Iterable[st
             yield f"{where} holds a NUL character, which an environment variable cannot"
 
 
+def _process_errors(processes: Any) -> Iterable[str]:
+    """The forms of app_processes; connections are the budget's business."""
+    if not isinstance(processes, Mapping):
+        yield f"app_processes is {processes!r}: give {{name: {{command: …}}}}"
+        return
+    for name, process in processes.items():
+        where = f"app_processes.{name}"
+        if not re.fullmatch(PLAIN[0], str(name)):
+            yield f"{where}: {PLAIN[1]}"
+        if not isinstance(process, Mapping) or not process.get("command"):
+            yield f"{where} has no command: give {{command: celery -A config worker}} or so"
+            continue
+        if unknown := set(process) - set(PROCESS_FORMS):
+            known = ", ".join(PROCESS_FORMS)
+            yield f"{where}.{min(unknown, key=str)} is unknown: use {known}"
+        for key, (form, advice) in PROCESS_FORMS.items():
+            text = "" if process.get(key) is None else str(process[key])
+            if key in process and not re.fullmatch(form, text):
+                yield f"{where}.{key} is {process[key]!r}: {advice}"
+
+
 def app_errors(given: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the role's variables, each with the variable to change.
 
@@ -228,7 +281,7 @@ def app_errors(given: Mapping[str, Any]) -> list[str]:
     database_ca_file, database_settings, workers, serial, resource_limits, migration_command,
     migration_pending_command, timeout_seconds, connect_timeout_seconds, hosts and poolers (numbers
     of the URL's hosts), query_wait_timeout_seconds (the pooler's); and where they are to be checked
-    environment, pip_environment and docker_environment_file.
+    environment, pip_environment, processes and docker_environment_file.
     """
     errors = [*_strategy_errors(given), *_certificate_errors(given), *_timeout_errors(given)]
     for name in ("environment", "pip_environment"):
@@ -240,6 +293,7 @@ def app_errors(given: Mapping[str, Any]) -> list[str]:
             for name, value in given["environment"].items()
             if re.search(r"[\r\n]", str(value))
         ]
+    errors += _process_errors(given.get("processes", {}))
     if not re.fullmatch(WORKERS, str(given["workers"])):
         errors.append(f"app_workers is {given['workers']!r}: give a number or auto")
     if not re.fullmatch(SERIAL, str(given["serial"])):

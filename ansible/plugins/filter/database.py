@@ -58,11 +58,11 @@ def database_applications(fleet: Fleet, limits: Mapping[str, int | None]) -> lis
     """Return what the role database needs to know of each application; no passwords.
 
     Each: name, database, user, owner, schema, settings, owner_settings, connection_limit,
-    owner_connection_limit. limits: {application: connection limit of its user}.
+    owner_connection_limit, connect_roles. limits: {application: connection limit of its user}.
     """
     keys = ("name", "database", "user", "owner", "schema", "settings", "owner_settings")
     return [
-        {key: app[key] for key in (*keys, "owner_connection_limit")}
+        {key: app[key] for key in (*keys, "owner_connection_limit", "connect_roles")}
         | {"connection_limit": limits.get(app["name"])}
         for app in fleet["applications"].values()
     ]

@@ -106,6 +106,15 @@ def environment_file(variables: Mapping[str, Any], format: str) -> str:
     return "".join(lines)
 
 
+def unit_quote(text: str) -> str:
+    """Quote a word of a systemd command line; systemd puts in nothing of its own for $ and %."""
+    if CONTROL.search(text):
+        raise AnsibleFilterError("a command cannot hold a line break or control character")
+    for character, quoted in (("\\", "\\\\"), ("'", "\\'"), ("%", "%%"), ("$", "$$")):
+        text = text.replace(character, quoted)
+    return f"'{text}'"
+
+
 def userlist_quote(value: str) -> str:
     """Quote a name or verifier for PgBouncer's auth_file: a double quote is doubled."""
     if CONTROL.search(value):
@@ -154,6 +163,7 @@ class FilterModule:
                 quote_ident,
                 scram_verifier,
                 setting_literal,
+                unit_quote,
                 userlist_quote,
                 verifier_fingerprint,
             )

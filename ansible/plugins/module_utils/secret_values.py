@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 PUBLIC = (
     *("APP_NAME", "APP_VERSION", "PGSERVICEFILE", "PGPASSFILE", "DATABASE_POOL_SIZE"),
     *("DATABASE_CONNECTION_MAX_AGE_SECONDS", "DATABASE_TRANSACTION_POOLING"),
+    "APP_STATE_DIRECTORY",
 )
 """Variables of the role that hold no secret."""
 

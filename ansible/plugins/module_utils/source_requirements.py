@@ -45,9 +45,40 @@ def normalised(requirements: str) -> str:
     return "".join(f"{line}\n" for line in lines if line)
 
 
-def exported(lock: Path, name: str) -> str:
-    """Return the requirements of a uv.lock, with hashes, without the project and its dev group."""
-    if not lock.with_name("pyproject.toml").is_file():
+def without_local_projects(tree: Tree, text: str, folder: Path) -> tuple[str, list[str]]:
+    """Return exported requirements without projects of the source itself, and where those are.
+
+    A workspace's members and path dependencies come as `-e ./libs/x` or `./libs/x`, relative to the
+    lock's folder. Their code is in the release and is imported from there; what they need is in the
+    export as well.
+    """
+    lines, projects = [], []
+    for line in text.splitlines():
+        found = re.match(r"(?:-e\s+)?(?:file:)?(\.{1,2}(?:/\S*)?)(?:\s|$)", line)
+        if not found:
+            lines.append(line)
+            continue
+        path, top = (folder / found[1]).resolve(), tree.path.resolve()
+        if not path.is_dir():
+            raise SourceError(
+                f"app_requirements: {tree.name} needs the file {found[1]}, which its hosts do not "
+                "have: require it from an index"
+            )
+        if not path.is_relative_to(top):
+            raise SourceError(
+                f"app_source: {tree.name} needs {found[1]}, which is outside of it: deploy the "
+                "directory that has both, with a shorter app_source_directory or none"
+            )
+        projects.append(str(path.relative_to(top)))
+    return "".join(f"{line}\n" for line in lines), [name for name in projects if name != "."]
+
+
+def exported(lock: Path, name: str, project: Path) -> str:
+    """Return the requirements of a uv.lock, with hashes, without the project and its dev group.
+
+    project: its directory, which may be a member of the lock's workspace.
+    """
+    if not (project / "pyproject.toml").is_file():
         raise SourceError(f"app_requirements: {name} needs its pyproject.toml beside it")
     # Ansible runs this with its own interpreter, and uv is installed beside it.
     places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
@@ -58,7 +89,7 @@ def exported(lock: Path, name: str) -> str:
         )
     try:
         done = subprocess.run(
-            [uv, *UV_EXPORT], cwd=lock.parent, capture_output=True, text=True, timeout=120
+            [uv, *UV_EXPORT], cwd=project, capture_output=True, text=True, timeout=120
         )
     except subprocess.TimeoutExpired:
         raise SourceError(f"app_requirements: uv export of {name} took over 120 s") from None
@@ -84,8 +115,11 @@ def missing_requirements(tree: Tree, requirements: str) -> str:
     )
 
 
-def locked_requirements(tree: Tree, requirements: str) -> tuple[str, str]:
-    """Return the name that the requirements file has in the release, and its text."""
+def locked_requirements(tree: Tree, requirements: str) -> tuple[str, str, list[str]]:
+    """Return the name that the requirements file has in the release, its text, and `projects`.
+
+    projects: directories of the source that are packages of their own and are needed as well.
+    """
     path = Path(requirements).expanduser()
     if path.is_absolute():
         if not path.is_file():
@@ -98,17 +132,29 @@ def locked_requirements(tree: Tree, requirements: str) -> tuple[str, str]:
             raise SourceError(
                 f"app_requirements: {requirements} leads out of app_source: give an absolute path"
             )
+        if name == "uv.lock" and not path.is_file() and tree.root:
+            path = next(
+                (
+                    folder / name
+                    for folder in tree.path.parents
+                    if (folder / name).is_file() and folder.is_relative_to(tree.root)
+                ),
+                path,
+            )
         if not path.is_file():
             raise SourceError(missing_requirements(tree, requirements))
     if path.name == "uv.lock":
-        return EXPORTED, exported(path, shown)
+        # A member of a workspace has the lock of the whole above it.
+        member = tree.root is not None and path.parent in tree.path.parents
+        project = tree.path if member else path.parent
+        return EXPORTED, *without_local_projects(tree, exported(path, shown, project), path.parent)
     if path.name in LOCK_FILES:
         raise SourceError(
             f"app_requirements: pip cannot read {shown}: {LOCK_FILES[path.name]}, and set "
             "app_requirements: requirements.txt"
         )
     try:
-        return name, path.read_text(encoding="utf-8-sig")
+        return name, path.read_text(encoding="utf-8-sig"), []
     except UnicodeDecodeError:
         raise SourceError(
             f"app_requirements: {shown} is not UTF-8 text: save it as UTF-8"

@@ -57,11 +57,15 @@ class SourceError(Exception):
 
 @dataclass(frozen=True)
 class Tree:
-    """A source in a directory: its path, its name in messages, its commit id ("" without git)."""
+    """A source in a directory: its path, its name in messages, its commit id ("" without git).
+
+    root: where path is a part of a source, all of it; else None.
+    """
 
     path: Path
     name: str
     revision: str = ""
+    root: Path | None = None
 
 
 def is_git_url(source: str) -> bool:

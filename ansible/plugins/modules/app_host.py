@@ -55,6 +55,10 @@ options:
     description: The port that NAME.socket is to listen on.
     type: int
     required: true
+  schedules:
+    description: Times of further processes by their names, as systemd's OnCalendar.
+    type: dict
+    default: {}
   database:
     description: The database that the host has to reach; left out, none is tried.
     type: dict
@@ -123,7 +127,7 @@ from pathlib import Path
 from typing import Any
 
 from ..module_utils.unlogged_module import UnloggedModule
-from ..module_utils.virtual_environment import complete
+from ..module_utils.virtual_environment import built, complete
 
 # A host with an unsupported distribution is told so here: this file and what it imports run with
 # every Python that Ansible runs modules with, from 3.8.
@@ -204,7 +208,9 @@ def units_of(users: Sequence[str], name: str, folders: Sequence[Path]) -> list[s
     line = re.compile(rf"^User=({'|'.join(map(re.escape, users))})$", re.MULTILINE)
     paths = [path for folder in folders for path in sorted(folder.glob("*.service"))]
     own = (f"{name}.service", f"{name}-next.service")
-    return [str(path) for path in paths if path.name not in own and line.search(text(path))]
+    mark = f"\nX-Poolkit={name}\n"  # of its further processes
+    found = [path for path in paths if path.name not in own]
+    return [str(path) for path in found if line.search(text(path)) and mark not in text(path)]
 
 
 def foreign_account(
@@ -275,7 +281,7 @@ def foreign_listeners(shown: str, name: str) -> list[str]:
 def environment(release: Path) -> str:
     """Return where the link .venv of a whole release leads, with a whole environment; else ""."""
     link = release / ".venv"
-    whole = (release / ".poolkit-release").exists() and complete(link)
+    whole = built(release) and (release / ".poolkit-release").exists() and complete(link)
     # Path.readlink() is Python 3.9's.
     return os.readlink(link) if whole and link.is_symlink() else ""  # noqa: PTH115
 
@@ -329,6 +335,18 @@ def problems(given: Mapping[str, Any], python: str, found: list[dict[str, str]])
         )
 
 
+def unknown_times(host: str, schedules: Mapping[str, str]) -> Iterator[str]:
+    """Yield what systemd does not know as a time; it would only say so when the timer starts."""
+    for name, when in schedules.items():
+        words = ["systemd-analyze", "calendar", "--", str(when)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            yield (
+                f"{host}: app_processes.{name}.schedule is {when!r}, which systemd does not know "
+                f"as a time ({done.stderr.strip()}): see `systemd-analyze calendar`"
+            )
+
+
 def unreached(host: str, database: Mapping[str, Any]) -> str:
     """Return what is to be said where the database cannot be reached; empty where it can."""
     address, port = database["host"], database["port"]
@@ -352,6 +370,7 @@ def main() -> None:
             "config_directory": {"type": "path", "required": True},
             "release": {"type": "path", "required": True},
             "port": {"type": "int", "required": True},
+            "schedules": {"type": "dict", "default": {}},
             "database": {
                 "type": "dict",
                 "options": {
@@ -365,6 +384,7 @@ def main() -> None:
     given = module.params
     python, found = interpreter(given["python"]), accounts(given["users"])
     problem = next(problems(given, python["path"], found), "")
+    problem = problem or next(unknown_times(given["host"], given["schedules"]), "")
     if not problem and given["database"] and not module.check_mode:
         problem = unreached(given["host"], given["database"])
     if problem:

@@ -13,6 +13,9 @@ description:
   - Tries the release with the new files on a private unix socket, with one worker, while the old
     one goes on serving; only then swaps the files and the link `current`, restarts the service and
     asks it again. When that fails, the old files and release are put back and asked as well.
+  - Its further processes, the units NAME.*.service and NAME.*.timer among the files, stop before
+    the swap and start when the service is ready. One that does not stay up fails the release.
+    Those that the files no longer have go. Each release comes back with the ones that it had.
   - The listening socket is systemd's, so no connection is refused. While the service restarts, the
     unit NAME-next.service stands in for it with one worker on the same socket.
   - Where the service runs this release with these files, it is only asked whether it is ready; the
@@ -184,6 +187,7 @@ from pathlib import Path
 from typing import Any
 
 from ..module_utils.command_output import clipped
+from ..module_utils.further_processes import Processes
 from ..module_utils.libpq_login import log_in
 from ..module_utils.locking import Locked, lock
 from ..module_utils.refused import Refused
@@ -314,6 +318,7 @@ class Application:
         self.next = f"{self.name}-next.service"
         self.root = Path(parameters["root"])
         self.config = Path(parameters["config_directory"])
+        self.processes = Processes(self.name, self.config)
         self.backup = self.config / ".undo.json"
         self.history_file = self.root / "history"
         self.health_file = self.config / ".health.json"
@@ -338,7 +343,17 @@ class Application:
         self.health = Health(address, parameters["health_path"], headers)
         self.timeout: int = parameters["health_timeout_seconds"]
 
+    def take_processes_of(self, release: str) -> None:
+        """Want the units of the further processes that a release had when it served."""
+        for name, text in self.processes.kept().get(release, {}).items():
+            self.wanted[Path(name)] = text
+            self.attributes[Path(name)] = (0o644, None)
+
     # What is there.
+
+    def unwanted(self) -> list[Path]:
+        """Return the units of further processes that go."""
+        return [path for path in self.processes.files() if path not in self.wanted]
 
     def current(self) -> str | None:
         link = self.root / "current"
@@ -395,7 +410,11 @@ class Application:
                 found.append(f"{unit} is not active")
             if properties(unit, "UnitFileState").get("UnitFileState") != "enabled":
                 found.append(f"{unit} is not enabled")
-        read_at_start = [str(path) for path in self.wanted if path.name != self.next]
+        read_at_start = [
+            str(path)
+            for path in self.wanted
+            if path.name != self.next and not self.processes.form(path)
+        ]
         read_at_start += [
             str(self.root / "current"),
             str(self.root / "releases" / release / ".venv"),
@@ -406,6 +425,9 @@ class Application:
         ]
         if self.active(self.next):
             found.append(f"{self.next} was left running")
+        environment = str(self.config / "app.env")
+        found += self.processes.reasons([environment, str(self.root / "current")])
+        found += [f"{path} is no longer wanted" for path in self.unwanted()]
         return found
 
     # What is done.
@@ -544,7 +566,7 @@ class Application:
             str(path): {"text": read(path), "attributes": attributes_of(path)}
             if path.exists()
             else None
-            for path in self.wanted
+            for path in (*self.wanted, *self.unwanted())
         }
         write(self.backup, json.dumps({"files": files, "release": self.current()}), 0o600)
 
@@ -571,6 +593,7 @@ class Application:
 
     def recover(self) -> None:
         """Undo what an interrupted run left, also in a process that runs it already."""
+        self.processes.stop()
         paths = [*json.loads(self.backup.read_text())["files"], str(self.root / "current")]
         release = self.undo()
         state = properties(self.service, "ActiveEnterTimestamp")
@@ -580,9 +603,15 @@ class Application:
             with contextlib.suppress(Refused):
                 self.restart()
         self.forget_trial()
+        if release:
+            with contextlib.suppress(Refused):
+                self.processes.start()
 
     def swap(self, release: str) -> None:
-        """Write the files and the link."""
+        """Write the files and the link, while no further process runs."""
+        self.processes.stop()
+        for path in self.unwanted():
+            path.unlink()
         for path in self.differing():
             write(path, self.wanted[path], *self.attributes[path])
         if self.current() != release:
@@ -662,6 +691,7 @@ class Application:
             self.restart()
             self.forget_trial()
             body = self.wait_until_ready(self.service)
+            self.processes.start()
         except Exception as error:
             why = explained(error)
             raise Refused(f"the release {release} failed: {why} {self.go_back()}") from None
@@ -672,7 +702,9 @@ class Application:
 
     def go_back(self) -> str:
         """Serve what served before; return what became of it, as a sentence. Raises nothing."""
+        processes = ""
         try:
+            self.processes.stop()
             release = self.undo()
             if release in self.health_checks():
                 self.health = Health(**self.health_checks()[release])
@@ -683,12 +715,16 @@ class Application:
             if not release:
                 self.systemctl("daemon-reload")
                 return "No release served before: the service is stopped."
+            try:
+                self.processes.start()
+            except Refused as error:
+                processes = f" Not all of it: {error}"
             self.wait_until_ready(self.service)
-            return f"The release {release} serves again."
+            return f"The release {release} serves again.{processes}"
         except Exception as error:
             with contextlib.suppress(Exception):
                 self.forget_trial()
-            return f"The previous release could not be restored: {explained(error)}"
+            return f"The previous release could not be restored: {explained(error)}{processes}"
 
 
 def main() -> None:
@@ -770,6 +806,8 @@ def main() -> None:
                 application.health = replace(
                     application.health, path=known["path"], headers=known["headers"]
                 )
+            if not module.params["files"]:
+                application.take_processes_of(release)
             reasons = ["an earlier run was interrupted"] if interrupted else []
             reasons += ["first deployment"] if first else []
             reasons += application.reasons(release)
@@ -788,6 +826,8 @@ def main() -> None:
                 result["body"] = application.wait_until_ready(application.service)
             if not module.check_mode:
                 application.note_health(release)
+                if application.wanted:
+                    application.processes.keep(release, application.wanted, application.releases())
                 result["path"] = answered_path(result["body"])
                 result["body"] = hide(result["body"], application.secrets())[:4000]
                 for path in left_over:

@@ -82,12 +82,12 @@ import os
 import pwd
 import re
 import shutil
-import stat
 import subprocess
 from pathlib import Path
 
 from ..module_utils.command_output import keep, shortened, telling_line
 from ..module_utils.locking import Locked, lock
+from ..module_utils.ownership import hand_over
 from ..module_utils.secret_values import hide, of_url, passwords, variables
 from ..module_utils.service_state import properties, systemctl
 from ..module_utils.unlogged_module import UnloggedModule
@@ -228,27 +228,6 @@ def unit(
         # systemd puts variables of its own in the place of a single $.
         *(word.replace("$", "$$") for word in command),
     ]
-
-
-def hand_over(tree: Path) -> None:
-    """Make everything in a tree root's, readable by all and writable by nobody else.
-
-    The modes are set anew, so that no setuid bit stays and no access control list grants more. A
-    link is not followed; what is neither file, directory nor link goes.
-    """
-    uid, gid = os.geteuid(), os.getegid()
-    found = [str(tree)]
-    for folder, folders, names in os.walk(tree):
-        found += (f"{folder}/{name}" for name in (*folders, *names))
-    for path in found:
-        mode = os.lstat(path).st_mode
-        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-            Path(path).unlink()
-            continue
-        os.chown(path, uid, gid, follow_symlinks=False)
-        if not stat.S_ISLNK(mode):
-            runs = stat.S_ISDIR(mode) or mode & 0o111
-            Path(path).chmod(0o755 if runs else 0o644)
 
 
 def build(given: dict, pip: dict[str, str]) -> subprocess.CompletedProcess[str]:

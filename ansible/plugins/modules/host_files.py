@@ -10,14 +10,39 @@ short_description: Put directories and text files on a host, all in one go
 version_added: 0.1.0
 author: The poolkit authors (@poolkit)
 description:
-  - Makes directories (root's, 0755) and replaces files whose text, owner or mode differ. A task for
+  - Makes directories and replaces files whose text, owner or mode differ. A task for
     each file would take as long again for each.
 options:
   directories:
-    description: Directories, with their parents.
+    description: Directories of root's (0755), with their parents.
     type: list
     elements: path
     default: []
+  user:
+    description: Owner of the user_directories.
+    type: str
+    default: root
+  user_directories:
+    description:
+      - Directories of a user and its group (0750); their parents are root's. What is in them is
+        left as it is.
+    type: list
+    elements: path
+    default: []
+  programs:
+    description: Programs of root's that everybody may read (0755), as a list of {path, content}.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Where the program goes.
+        type: path
+        required: true
+      content:
+        description: Its text.
+        type: str
+        required: true
   files:
     description:
       - Files without secrets, as a list of {path, content, owner}. Root's, which everybody may read
@@ -74,6 +99,7 @@ paths:
 """
 
 import os
+import shutil
 from pathlib import Path
 
 from ..module_utils.text_files import difference, read, same_owner, write
@@ -92,6 +118,14 @@ def main() -> None:
     module = UnloggedModule(
         argument_spec={
             "directories": {"type": "list", "elements": "path", "default": []},
+            "user": {"type": "str", "default": "root"},
+            "user_directories": {"type": "list", "elements": "path", "default": []},
+            "programs": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {**file, "content": {"type": "str", "required": True}},
+            },
             "files": {"type": "list", "elements": "dict", "default": [], "options": plain},
             "secret_files": {
                 "type": "list",
@@ -110,10 +144,21 @@ def main() -> None:
             shown.append({"prepared": f"{name} is not there yet\n"})
             if not module.check_mode:
                 Path(name).mkdir(mode=0o755, parents=True)
+    owner = module.params["user"]
+    for path in map(Path, module.params["user_directories"]):
+        if path.is_dir() and same_owner(path, 0o750, owner):
+            continue
+        paths.append(str(path))
+        shown.append({"prepared": f"{path} is not {owner}'s yet\n"})
+        if not module.check_mode:
+            path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            shutil.chown(path, owner, owner)
+            path.chmod(0o750)
     wanted = [
         (file, 0o640 if file["owner"] else 0o644, file["owner"], False)
         for file in module.params["files"]
     ]
+    wanted += [({**file, "owner": None}, 0o755, None, False) for file in module.params["programs"]]
     for file in module.params["secret_files"]:
         wanted.append((file, 0o400 if file["owner"] else 0o600, file["owner"], True))
     for file, mode, owner, hidden in wanted:

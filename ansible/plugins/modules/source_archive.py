@@ -34,6 +34,10 @@ options:
       - With it, a local directory is read as a git repository.
     type: str
     default: ""
+  directory:
+    description: Directory of the source that holds the application, relative to it.
+    type: str
+    default: ""
   requirements:
     description:
       - Name of the requirements file in the source; an absolute path on the controller, which a
@@ -62,6 +66,11 @@ options:
     description: The interpreter that the release is for; part of what its name is made of.
     type: str
     default: python3
+  build:
+    description: What else the release is made by, such as commands; part of its name as well.
+    type: list
+    elements: str
+    default: []
   archive_directory:
     description: Directory for the archives, made where it is missing.
     type: path
@@ -126,6 +135,7 @@ import re
 import tarfile
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 from ..module_utils.source_requirements import listed_packages, locked_requirements, normalised
@@ -137,13 +147,7 @@ from ..module_utils.source_tree import (
     without_credentials,
 )
 from ..module_utils.unlogged_module import UnloggedModule
-
-MARKER = ".poolkit-release"
-"""The last member of each archive: a release that has it was unpacked to its end.
-
-It holds the name of the interpreter: with another one the same source is another release.
-"""
-
+from ..module_utils.virtual_environment import BUILT, MARKER, STATIC
 
 LOCAL = re.compile(
     r"-r|-c|-e|-f|--requirement|--constraint|--editable|--find-links"
@@ -210,10 +214,17 @@ def has_file(folder: Path, name: str) -> bool:
     return isinstance(found, dict)
 
 
-def python_path(tree: Tree) -> list[str]:
-    """Return the directories that hold the source's packages, relative to it."""
+def python_path(tree: Tree, projects: list[str]) -> list[str]:
+    """Return the directories that hold the source's packages, relative to it.
+
+    projects: further ones in the source, of which it says that it needs them.
+    """
     src = (tree.path / "src").is_dir() and (tree.path / "pyproject.toml").is_file()
-    return [".", "src"] if src else ["."]
+    found = [".", "src"] if src else ["."]
+    for name in projects:
+        inner = f"{name}/src"
+        found.append(inner if (tree.path / inner).is_dir() else name)
+    return list(dict.fromkeys(found))
 
 
 def source_files(tree: Tree, exclude: list[str]) -> list[Path]:
@@ -245,7 +256,8 @@ def pack(source: Path, files: list[Path], added: dict[str, str]) -> bytes:
     itself.
     """
     given = {Path(name): text.encode() for name, text in added.items()}
-    names = [*sorted({*files, *given} - {Path(MARKER)}), Path(MARKER)]
+    reserved = {Path(MARKER), Path(BUILT), Path(STATIC)}
+    names = [*sorted({*files, *given} - reserved), Path(MARKER)]
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as compressed,
@@ -291,9 +303,22 @@ def stored(content: bytes, directory: Path) -> tuple[Path, str]:
     return archive, release
 
 
+def part(tree: Tree, directory: str) -> Tree:
+    """Return the part of a source that holds the application."""
+    if not directory:
+        return tree
+    path = (tree.path / directory).resolve()
+    if tree.path.resolve() not in path.parents or not path.is_dir():
+        raise SourceError(
+            f"app_source_directory: {tree.name} has no directory {directory!r}: give a path in the "
+            "source, such as backend"
+        )
+    return replace(tree, path=path, name=f"{tree.name}, {directory}", root=tree.path.resolve())
+
+
 def released(tree: Tree, parameters: dict) -> dict[str, object]:
     """Check and pack the tree; return the module's result."""
-    name, text = locked_requirements(tree, parameters["requirements"])
+    name, text, projects = locked_requirements(tree, parameters["requirements"])
     requirements = normalised(text)
     files, packages = parameters["required_files"], parameters["required_packages"]
     if error := source_error(tree, requirements, files, packages):
@@ -301,7 +326,8 @@ def released(tree: Tree, parameters: dict) -> dict[str, object]:
     directory = Path(parameters["archive_directory"])
     try:
         files = source_files(tree, parameters["exclude"])
-        added = {name: text, MARKER: parameters["python"]}
+        made_by = "\n".join([parameters["python"], *parameters["build"]])
+        added = {name: text, MARKER: made_by}
         archive, release = stored(pack(tree.path, files, added), directory)
     except OSError as failure:
         said = str(failure).replace(str(tree.path), tree.name)
@@ -311,7 +337,7 @@ def released(tree: Tree, parameters: dict) -> dict[str, object]:
         "release": release,
         "requirements": name,
         "requirements_checksum": hashlib.sha256(requirements.encode()).hexdigest(),
-        "python_path": python_path(tree),
+        "python_path": python_path(tree, projects),
         "revision": tree.revision,
     }
 
@@ -321,11 +347,13 @@ def main() -> None:
         argument_spec={
             "source": {"type": "str", "required": True},
             "revision": {"type": "str", "default": ""},
+            "directory": {"type": "str", "default": ""},
             "requirements": {"type": "str", "default": "requirements.txt"},
             "required_files": {"type": "list", "elements": "str", "default": []},
             "required_packages": {"type": "list", "elements": "str", "default": []},
             "exclude": {"type": "list", "elements": "str", "default": []},
             "python": {"type": "str", "default": "python3"},
+            "build": {"type": "list", "elements": "str", "default": []},
             "archive_directory": {"type": "path", "required": True},
         },
         supports_check_mode=True,
@@ -338,7 +366,7 @@ def main() -> None:
         module.params["source"] = without_credentials(source)
         cache = Path(module.params["archive_directory"]).parent / "git"
         with source_tree(source, revision, cache) as tree:
-            result = released(tree, module.params)
+            result = released(part(tree, module.params["directory"]), module.params)
     except SourceError as failure:
         module.fail_json(msg=str(failure))
     except OSError as failure:

@@ -26,6 +26,7 @@ from .topology import (
     serial_of,
     strategy_of,
     value_of,
+    whole_number,
 )
 from .values import WORKERS
 
@@ -38,16 +39,18 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
     the strategies native and direct), clients ({pooler: the hosts that may use it}), database,
     user, password, owner, owner_password, connection_limit (None where the inventory gives none:
     `connection_limits` derives it), fallback_connections (of one host), owner_connection_limit,
-    settings (of the user), owner_settings, schema (the first of a declared search_path, or
-    public), strategy, pool_mode, framework, module, workers ({host: number or "auto"}), threads,
-    connection_pool_size, hosts_at_once (in a batch of a rollout).
+    settings (of the user), owner_settings, connect_roles (others that may connect), schema (the
+    first of a declared search_path, or public), strategy, pool_mode, framework, module, workers
+    ({host: number or "auto"}), threads, connection_pool_size, process_connections ({host: of all
+    its app_processes together}), hosts_at_once (in a batch of a rollout).
     Refused: two hosts of one application that state different facts, two applications with one
     database or role, a role that is the administrator's, and a host that no pooler serves.
     """
     found: dict[str, dict] = {}
     for host in groups["applications"]:
         entry = _application(hostvars, host)
-        known = found.setdefault(entry["name"], {**entry, "hosts": [], "workers": {}})
+        each: dict[str, Any] = {"hosts": [], "workers": {}, "process_connections": {}}
+        known = found.setdefault(entry["name"], {**entry, **each})
         keys = ["strategy"] if known["strategy"] != entry["strategy"] else list(entry)
         differing = sorted(key for key in keys if known[key] != entry[key])
         if differing:
@@ -58,6 +61,7 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
             )
         known["hosts"].append(host)
         known["workers"][host] = _workers(hostvars[host], host)
+        known["process_connections"][host] = _process_connections(hostvars[host], host)
     entries = [entry for entry in found.values() if entry["strategy"] != "managed"]
     used = poolers_of(hostvars, groups)
     order = {pooler: number for number, pooler in enumerate(groups.get("pgbouncer", []))}
@@ -107,6 +111,7 @@ def _application(hostvars: Hostvars, host: str) -> dict:
         "module": facts.get("app_module", ""),
         "threads": _count(facts, "app_threads", host),
         "connection_pool_size": _count(facts, "app_connection_pool_size", host),
+        "connect_roles": _connect_roles(facts, host),
         "serial": serial_of(facts, host),
     }
     for key in ("database", "user", "owner"):
@@ -176,6 +181,32 @@ def _count(facts: Mapping[str, Any], variable: str, host: str) -> int | None:
     if not re.fullmatch(r"\d+", str(value)):
         raise AnsibleFilterError(f"{host}: {variable} is {value!r}: give a number of connections")
     return int(value)
+
+
+def _connect_roles(facts: Mapping[str, Any], host: str) -> list[str]:
+    """Return the roles that may connect to the application's database beside its own."""
+    roles = facts.get("app_database_connect_roles") or []
+    if not isinstance(roles, list | tuple) or not all(isinstance(r, str) and r for r in roles):
+        raise AnsibleFilterError(
+            f"{host}: app_database_connect_roles is {roles!r}: give a list of roles, such as "
+            "[monitor]"
+        )
+    return list(roles)
+
+
+def _process_connections(facts: Mapping[str, Any], host: str) -> int:
+    """Return what the further processes of a host may open together, 1 each where not given."""
+    processes = facts.get("app_processes") or {}
+    if not isinstance(processes, Mapping):
+        raise AnsibleFilterError(
+            f"{host}: app_processes is {processes!r}: give {{name: {{command: …}}}}"
+        )
+    total = 0
+    for name, given in processes.items():
+        variable = f"app_processes.{name}.connections"
+        value = given.get("connections", 1) if isinstance(given, Mapping) else 1
+        total += whole_number(value, variable, host)
+    return total
 
 
 def _check_name(value: Any, variable: str, host: str) -> None:

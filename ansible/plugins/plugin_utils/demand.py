@@ -85,7 +85,8 @@ def _unpooled(app: Mapping[str, Any]) -> tuple[int | None, int]:
     workers = sum(workers_of(app, host, reason) for host in app["hosts"])
     each = client_connections(app)
     if each is not None:
-        return workers * each, app["hosts_at_once"] * each
+        further = sum(app["process_connections"].values())
+        return workers * each + further, app["hosts_at_once"] * each
     if app["connection_limit"] is None:
         raise AnsibleFilterError(
             f"{app['name']}: app_connection_strategy is {app['strategy']}, and an ASGI application "
@@ -217,7 +218,10 @@ class Demand:
                 continue
             restarts = row["rolling"] >= row["fallback"]
             if not app["poolers"]:
-                parts[f"app_workers and client pools of {name}"] += row["direct"] + row["rolling"]
+                processes = sum(app["process_connections"].values())
+                parts[f"app_processes of {name}"] += processes
+                workers = row["direct"] + row["rolling"] - processes
+                parts[f"app_workers and client pools of {name}"] += workers
             if not app["poolers"] or not restarts:
                 parts[f"app_fallback_connections of {name}"] += row["fallback"]
             for pool in pools:
@@ -235,11 +239,15 @@ class Demand:
         need = self.need(app, row, auto_size)
         further = f", {claims} of its user in further databases of the poolers" * bool(claims)
         if not app["poolers"]:
+            processes = sum(app["process_connections"].values())
+            among = f", {processes} of them of app_processes" * bool(processes)
             return (
-                f"{wrong} worker processes may open {need} connections and would get errors: give "
-                f"at least {need + row['fallback']} ({row['direct']}, {row['rolling']} for a "
-                f"deployment and {row['fallback']} over DATABASE_DIRECT_URL), leave it out, or "
-                "lower app_workers"
+                f"{wrong} worker processes may open {need} connections{among} and would get "
+                f"errors: give at least {need + row['fallback']} ({row['direct']}, "
+                f"{row['rolling']} for a deployment and {row['fallback']} over "
+                "DATABASE_DIRECT_URL), leave it out, or lower app_workers"
+                + " or app_processes.*.connections"
+                * bool(processes)
             )
         enough = row["pooled"] + max(row["rolling"], row["fallback"]) + claims
         pools = self.pools[app["name"]]

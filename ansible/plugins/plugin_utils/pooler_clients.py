@@ -45,7 +45,14 @@ def _clients(app: Mapping[str, Any], pooler: str, automatic: int = AUTO_WORKERS)
     """
     numbers = (app["workers"][host] for host in app["clients"][pooler])
     workers = sum(automatic if number == AUTO else number for number in numbers)
-    return (workers + len(app["clients"][pooler])) * (_worker_connections(app) or 1)
+    hosts = len(app["clients"][pooler])
+    web = (workers + hosts) * (_worker_connections(app) or 1)
+    return web + _process_connections(app, pooler)
+
+
+def _process_connections(app: Mapping[str, Any], pooler: str) -> int:
+    """Return the clients that a pooler has of an application's further processes."""
+    return sum(app["process_connections"][host] for host in app["clients"][pooler])
 
 
 def client_row(host: str, apps: Applications, facts: Facts) -> dict[str, Any]:
@@ -79,6 +86,8 @@ def client_row(host: str, apps: Applications, facts: Facts) -> dict[str, Any]:
         detail = (
             f"the worker processes of {app['name']} and the stand-in of a deployment, each with "
             f"{_worker_connections(app) or 1}"
+            + f", and {_process_connections(app, host)} of app_processes"
+            * bool(_process_connections(app, host))
         )
         held = functools.partial(
             pool_sizes.holding,

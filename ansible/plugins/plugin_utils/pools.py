@@ -189,9 +189,11 @@ def _session_clients(app: Mapping[str, Any], pooler: str) -> int | None:
     A deployment has a stand-in of one worker process beside the workers of a host.
     """
     reason = "app_pool_mode is session, where each client has a server connection of its own"
-    workers = [workers_of(app, host, reason) + 1 for host in app["clients"][pooler]]
+    hosts = app["clients"][pooler]
+    workers = [workers_of(app, host, reason) + 1 for host in hosts]
     each = client_connections(app)
-    return None if each is None else sum(workers) * each
+    further = sum(app["process_connections"][host] for host in hosts)
+    return None if each is None else sum(workers) * each + further
 
 
 def processes_of(facts: Facts, host: str) -> int:
@@ -264,8 +266,9 @@ def _pool(facts: Facts, host: str, app: Mapping[str, Any], own: Pool | None = No
             raise AnsibleFilterError(
                 f"{host}: {variable} is {value}, but app_pool_mode of {app['name']} is session and "
                 f"its clients need {needed} server connections (each worker process and the "
-                f"stand-in of a deployment {client_connections(app)}, in each of {processes} "
-                "PgBouncer processes): give that many, leave it out, or lower app_workers"
+                f"stand-in of a deployment {client_connections(app)}, and app_processes what they "
+                f"give as connections, in each of {processes} PgBouncer processes): give that "
+                "many, leave it out, or lower app_workers"
             )
     size = None if automatic else given.pop(size_variable)
     limit_variable = min(given, key=lambda variable: given[variable], default="")

@@ -25,4 +25,7 @@ SELECT (
     SELECT coalesce(json_object_agg(pg_get_userbyid(setrole), setconfig), '{}')::text
     FROM pg_catalog.pg_db_role_setting JOIN pg_catalog.pg_database ON pg_database.oid = setdatabase
     WHERE datname = current_database()
-) AS settings, has_schema_privilege('public', 'public', 'CREATE') AS everybody_may_create
+) AS settings, (
+    SELECT coalesce(json_agg(rolname ORDER BY rolname), '[]')::text FROM pg_catalog.pg_roles
+    WHERE rolcanlogin AND NOT rolsuper AND has_database_privilege(oid, current_database(), 'CONNECT')
+) AS connectors, has_schema_privilege('public', 'public', 'CREATE') AS everybody_may_create
