@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from plugins.module_utils import further_processes
 from plugins.modules import app_release
 
 # What does not need an application.
@@ -835,6 +836,23 @@ def test_interrupted_first_deployment_leaves_nothing_enabled(
     host.deploy("r2")
     assert host.systemd.enabled == set()
     assert host.systemd.started == {}
+
+
+def test_failed_release_brings_a_removed_worker_back(
+    serving: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """r2 has no worker any more: its unit goes with the switch, and returns with r1."""
+    monkeypatch.setattr(further_processes, "UNITS", serving.systemd.units)
+    monkeypatch.setattr(further_processes, "systemctl", serving.systemd.systemctl)
+    monkeypatch.setattr(further_processes, "properties", serving.systemd.properties)
+    worker = serving.systemd.units / "shop.worker.service"
+    worker.write_text("[Unit]\nX-Poolkit=shop\n")
+    before = serving.snapshot()
+    serving.build("r2")
+    serving.systemd.fails["shop.service r2"] = "boom"
+    monkeypatch.setattr(further_processes.Processes, "start", lambda _: None)
+    assert "The release r1 serves again." in serving.deploy("r2")["msg"]
+    assert serving.snapshot() == before
 
 
 def test_check_mode_changes_nothing(serving: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -583,7 +583,9 @@ class Application:
             path = Path(name)
             if file is None:
                 path.unlink(missing_ok=True)
-            elif [read(path), *attributes_of(path)] != [file["text"], *file["attributes"]]:
+            elif not path.exists() or (
+                [read(path), *attributes_of(path)] != [file["text"], *file["attributes"]]
+            ):
                 write(path, file["text"], *file["attributes"])
         if self.current() != old["release"]:
             release = old["release"]
