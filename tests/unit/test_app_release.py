@@ -848,7 +848,6 @@ def test_failed_release_brings_a_removed_worker_back(
     worker = serving.systemd.units / "shop.worker.service"
     worker.write_text("[Unit]\nX-Poolkit=shop\n")
     before = serving.snapshot()
-    serving.build("r2")
     serving.systemd.fails["shop.service r2"] = "boom"
     monkeypatch.setattr(further_processes.Processes, "start", lambda _: None)
     assert "The release r1 serves again." in serving.deploy("r2")["msg"]
