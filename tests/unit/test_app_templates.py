@@ -113,6 +113,8 @@ def rendered(
     hosts["auto"] = {**KINDS["wsgi"], "app_workers": "auto", "app_threads": 7}
     hosts["auto-asgi"] = {**KINDS["fastapi"], "app_workers": "auto", "app_timeout_seconds": 12}
     hosts["state"] = {**KINDS["wsgi"], "app_state_directories": ["media", "cache"]}
+    further = {"reports": {}, "replica": {"host": "db2", "port": 5433}}
+    hosts["further"] = {**KINDS["wsgi"], "app_databases": further}
     hosts["limits"] = {**KINDS["wsgi"], "app_resource_limits": {"TasksMax": 9, "MemoryMax": "1G"}}
     verified = {**KINDS["wsgi"], "database_sslmode": "verify-full", "database_ca_file": "/ca.pem"}
     hosts["verified"] = verified
@@ -159,6 +161,33 @@ EXPECTED = {
     ("managed", "flask"): (MANAGED["app_database_url"], "5", "60", "1"),
     **{("direct", kind): (DIRECT, "0", "0", "0") for kind in KINDS},
 }
+
+
+def test_further_databases_have_their_own_variables(rendered: Rendered) -> None:
+    files = rendered["further"]
+    found = read_systemd(files["app.env"])
+    assert found["DATABASE_URL"] == POOLED
+    login = "shop_reports:p%40ss%3Aw%2Frd"
+    named = POOLED.replace("shop:p%40ss%3Aw%2Frd", login).replace("/shop?", "/shop_reports?")
+    assert found["REPORTS_DATABASE_URL"] == named
+    direct = DIRECT.replace("shop:p%40ss%3Aw%2Frd", login).replace("/shop?", "/shop_reports?")
+    assert found["REPORTS_DATABASE_DIRECT_URL"] == direct
+    assert found["REPLICA_DATABASE_URL"] == POOLED.replace("/shop?", "/shop_replica?").replace(
+        "host=127.0.0.1,db1&port=6432,5432", "host=127.0.0.1&port=6432"
+    ).replace("@/shop_replica?host=127.0.0.1&port=6432&", "@127.0.0.1:6432/shop_replica?")
+    there = DIRECT.replace("db1:5432", "db2:5433")
+    assert found["REPLICA_DATABASE_DIRECT_URL"] == there
+    past = read_systemd(files["direct.env"])
+    assert (past["REPORTS_DATABASE_URL"], past["REPLICA_DATABASE_URL"]) == (direct, there)
+    migrates = read_systemd(files["migrate.env"])
+    owner = direct.replace(login, "shop_reports_owner:own%25er")
+    assert (migrates["REPORTS_DATABASE_URL"], migrates["REPLICA_DATABASE_URL"]) == (owner, there)
+    services = ConfigParser(interpolation=None)
+    services.read_string(files["migrate.pg_service.conf"])
+    assert services["shop.reports_owner"]["user"] == "shop_reports_owner"
+    assert services["shop.replica"]["dbname"] == "shop_replica"
+    assert services["shop.replica_direct"]["dbname"] == "shop"
+    assert "shop.replica_owner" not in services
 
 
 def test_every_strategy_is_in_the_table() -> None:

@@ -675,12 +675,13 @@ def test_the_fleet_holds_no_secret() -> None:
     facts = mixed() | {"pool1": {**mixed()["pool1"], "pgbouncer_auth_query_enabled": True}}
     for host in facts.values():
         host.update({name: f"hidden-{name}-0123456789" for name in fleet_filters.SECRETS})
+        host["app_databases"] = {"archive": {"password": "hidden-archive"}}
         host.update(FLEET | {"scram_salt_seed": "hidden-seed-0123456789"})
         host["database_admin_password"] = "hidden-admin"
         host["pgbouncer_databases"] = {"reports": {"host": "db2", "password": "hidden-report"}}
     found = derived(facts, MIXED)
     assert found["errors"] == []
-    assert [*found["applications"]] == ["shop", "blog"]
+    assert [*found["applications"]] == ["shop", "shop.archive", "blog", "blog.archive"]
     assert "hidden" not in repr(found)
 
 

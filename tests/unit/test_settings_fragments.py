@@ -245,6 +245,12 @@ class Record:
         self.driver_connection, self.info = driver_connection, {}
 
 
+def events(names: dict[str, Any]) -> list[tuple[Callable, str]]:
+    """Return what a fragment has SQLAlchemy call at a connection's events."""
+    options = names["options"]() if "options" in names else names["pool"]
+    return options["pool_events"]
+
+
 def is_kept(fragment: str, names: dict[str, Any], driver: Driver, seconds: float = 0) -> bool:
     """Tell whether the next request, so many seconds after the login, gets the connection."""
     if fragment == DJANGO:
@@ -254,10 +260,14 @@ def is_kept(fragment: str, names: dict[str, Any], driver: Driver, seconds: float
         expired = time.monotonic() + seconds > connection.close_at
         return connection.is_usable() and not expired
     record = Record(driver)
-    names["note_the_way"](None, record)
+    for act, event in events(names):
+        if event == "connect":
+            act(None, record)
     record.info["until"] -= seconds
     try:
-        names["check"](None, record, None)
+        for act, event in events(names):
+            if event == "checkout":
+                act(None, record, None)
     except sqlalchemy.exc.DisconnectionError:
         return False
     return True
@@ -322,6 +332,42 @@ def test_two_poolers_without_a_fallback_are_no_fallback(monkeypatch: pytest.Monk
     for fragment in FRAGMENTS:
         names = load(fragment, monkeypatch, tier, "0", "60")
         assert is_kept(fragment, names, Driver("p2", 6432), 30), fragment
+
+
+def test_further_databases_have_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """app_databases: REPORTS_DATABASE_URL is Django's alias, and Flask-SQLAlchemy's bind."""
+    url = POOLED_URL.replace("/shop?", "/shop_reports?")
+    monkeypatch.setenv("REPORTS_DATABASE_URL", url)
+    monkeypatch.setenv("REPORTS_DATABASE_DIRECT_URL", DIRECT_URL.replace("db1", "db2"))
+    names = load(DJANGO, monkeypatch, POOLED_URL, "0", "60")
+    assert list(names["DATABASES"]) == ["default", "reports", "direct"]
+    reports = names["DATABASES"]["reports"]
+    assert reports == {**names["DATABASES"]["default"], "NAME": "shop_reports"}
+    connection = django_connection(names, "reports")
+    connection.close_at = time.monotonic() + 60
+    connection.connection = Driver("db2", 5432)
+    names["note_the_way"](connection)
+    assert connection.close_at < time.monotonic() + 10.1
+    # One that is lost says nothing of another database's connections.
+    connection.connection.peer.close()
+    assert not connection.is_usable()
+    assert is_kept(DJANGO, names, Driver("127.0.0.1", 6432))
+
+    names = load(FLASK, monkeypatch, POOLED_URL, "3", "60")
+    app = flask.Flask("shop")
+    app.config.update({name: value for name, value in names.items() if name.isupper()})
+    db = SQLAlchemy(app)
+    with app.app_context():
+        engines = db.engines
+    assert set(engines) == {None, "reports"}
+    assert engines["reports"].pool.size() == 3
+    first, second = (driver_arguments(engines[bind]) for bind in (None, "reports"))
+    own = {"dbname": "shop_reports", "context": second["context"]}
+    assert second == {**first, **own}
+
+    names = load(FASTAPI, monkeypatch, POOLED_URL, "3", "60")
+    arguments = names["options"]("REPORTS_")["connect_args"]
+    assert arguments == {**names["options"]()["connect_args"], "dbname": "shop_reports"}
 
 
 SSL_REQUEST = 80877103

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..plugin_utils.applications import further_databases
 from ..plugin_utils.values import SERIAL, WORKERS, seconds
 
 FACTS = ("host", "port", "dbname", "user", "password", "sslmode", "sslrootcert")
@@ -170,6 +171,39 @@ def venv_name(found: Mapping[str, str], python: str, checksum: str) -> str:
     return f"py{version}{interpreter}-{checksum[:12]}"
 
 
+def application_databases(
+    databases: Mapping[str, Any], main: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return how an application reaches each of its databases, its main one first.
+
+    databases: app_databases. main: name, database, user, owner, password, owner_password, settings,
+    and the ways as pairs of host and port: pooler_hosts (with a stand-in), fallback_hosts and
+    direct_hosts. Each: name (of its services, NAME or NAME.ALIAS), alias (""), prefix (of its
+    environment variables), database, dbname (on the server itself), user, password, owner,
+    owner_password, settings, made (whether poolkit makes it), hosts (of the pooled URL) and
+    direct_hosts.
+    """
+    name, ways = main["name"], {"hosts": main["pooler_hosts"] + main["fallback_hosts"]}
+    ways["direct_hosts"] = main["direct_hosts"]
+    keys = ("database", "user", "password", "owner", "owner_password", "settings")
+    own = {key: main[key] for key in keys} | {"dbname": main["database"], "made": True}
+    found = [{"name": name, "alias": "", "prefix": "", **own, **ways}]
+    for alias, entry in further_databases(databases, main).items():
+        server = entry.pop("server")
+        further = {"name": f"{name}.{alias}", "alias": alias, "prefix": f"{alias.upper()}_"}
+        further |= {**entry, **ways, "dbname": entry["database"], "made": not server}
+        if server:
+            there = [[server["host"], server["port"]]]
+            # One URL has one database's name: where the pooler knows it by another, it is alone.
+            same = server["dbname"] == entry["database"] and main["fallback_hosts"]
+            hosts = main["pooler_hosts"] + (there if same else [])
+            further |= {"dbname": server["dbname"], "hosts": hosts, "direct_hosts": there}
+            if not main["pooler_hosts"]:
+                further |= {"database": server["dbname"], "hosts": there}
+        found.append(further)
+    return found
+
+
 def _strategy_errors(given: Mapping[str, Any]) -> Iterable[str]:
     managed = given["strategy"] == "managed"
     for name in ("database_url", "database_direct_url"):
@@ -180,6 +214,11 @@ def _strategy_errors(given: Mapping[str, Any]) -> Iterable[str]:
             )
         if given[name] and not managed:
             yield f"app_{name} is only for app_connection_strategy managed; remove it"
+    if managed and given.get("databases"):
+        yield (
+            "app_databases needs databases of the inventory: with app_connection_strategy managed, "
+            "give the URLs in app_environment"
+        )
     if managed and given["environment_names"]:
         yield "app_environment_names needs a database of the inventory, not app_database_url"
     for name, fact in given["environment_names"].items():
@@ -281,7 +320,7 @@ def app_errors(given: Mapping[str, Any]) -> list[str]:
     database_ca_file, database_settings, workers, serial, resource_limits, migration_command,
     migration_pending_command, timeout_seconds, connect_timeout_seconds, hosts and poolers (numbers
     of the URL's hosts), query_wait_timeout_seconds (the pooler's); and where they are to be checked
-    environment, pip_environment, processes and docker_environment_file.
+    environment, pip_environment, processes, databases and docker_environment_file.
     """
     errors = [*_strategy_errors(given), *_certificate_errors(given), *_timeout_errors(given)]
     for name in ("environment", "pip_environment"):
@@ -423,6 +462,7 @@ class FilterModule:
             function.__name__: function
             for function in (
                 app_errors,
+                application_databases,
                 app_value_errors,
                 application_failures,
                 failure_reason,

@@ -63,8 +63,10 @@ def add_up(
     """
     variable = "database_reserved_for_others"
     facts = hostvars[groups["applications"][0]]
+    everywhere, apps = apps, [app for app in apps if not app["server"]]
     pools = pools_of(apps, hostvars)
     further, notes = further_pools(apps, pools, hostvars, groups)
+    notes += other_servers(everywhere)
     others = whole_number(value_of(facts, variable), variable, "group all")
     demand = Demand(apps, pools, further, others)
     available, source, given, remedy = available_connections(hostvars, groups, server)
@@ -106,13 +108,14 @@ def add_up(
         f"PostgreSQL takes ({source}). Lower, the largest first: {advice}. Or {remedy}"
     )
     sizes_of: dict[str, dict] = {}
-    for pool in every_pool(pools, further):
+    elsewhere = pools_of([app for app in everywhere if app["server"]], hostvars)
+    for pool in [*every_pool(pools, further), *every_pool(elsewhere, [])]:
         if pool.derived or pool.size is None:
             size = auto_size if pool.size is None else pool.size
             sizes_of.setdefault(pool.host, {})[pool.database] = {"pool_size": size}
     clients = []
     for host in groups.get("pgbouncer") or []:
-        if served := [app for app in apps if host in app["poolers"]]:
+        if served := [app for app in everywhere if host in app["poolers"]]:
             clients.append(client_row(host, served, hostvars[host]))
     return {
         "rows": rows,
@@ -133,8 +136,19 @@ def add_up(
             for row in clients
             if not row["given"]
         },
-        "notes": notes + client_notes(apps, clients),
+        "notes": notes + client_notes(everywhere, clients),
     }
+
+
+def other_servers(apps: Applications) -> list[str]:
+    """Return a line for each further database that is not on the server of this budget."""
+    return [
+        f"{app['name']} is on {app['server']['host']}:{app['server']['port']}, which is not the "
+        f"server of this budget: its pools, one on each of {some_of(app['poolers'])}, are not "
+        "counted"
+        for app in apps
+        if app["server"]
+    ]
 
 
 def connection_budget(fleet: Mapping[str, Any], server: Mapping[str, Any]) -> dict[str, Any]:

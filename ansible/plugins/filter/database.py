@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..plugin_utils.applications import password_of
 from ..plugin_utils.names import AUTH_USER
 from ..plugin_utils.role_defaults import defaults, options
 from ..plugin_utils.roles import application_roles, auth_query_roles
@@ -19,11 +20,16 @@ Fleet = Mapping[str, Any]
 def _with_passwords(fleet: Fleet, hostvars: Hostvars) -> list[dict]:
     """Return the applications with the passwords of their roles, which the fleet does not hold."""
     found = []
-    for app in fleet["applications"].values():
+    for app in _own(fleet):
         facts = hostvars[app["hosts"][0]]
-        passwords = {key: facts[f"app_database_{key}"] for key in ("password", "owner_password")}
+        passwords = {f"{kind}password": password_of(facts, app, kind) for kind in ("", "owner_")}
         found.append({**app, **passwords})
     return found
+
+
+def _own(fleet: Fleet) -> list[Mapping[str, Any]]:
+    """Return the entries whose database is on the inventory's server, and so is ours to make."""
+    return [app for app in fleet["applications"].values() if not app["server"]]
 
 
 def database_roles(
@@ -64,7 +70,7 @@ def database_applications(fleet: Fleet, limits: Mapping[str, int | None]) -> lis
     return [
         {key: app[key] for key in (*keys, "owner_connection_limit", "connect_roles")}
         | {"connection_limit": limits.get(app["name"])}
-        for app in fleet["applications"].values()
+        for app in _own(fleet)
     ]
 
 
@@ -163,7 +169,7 @@ def server_errors(
         return []
     roles = {row["rolname"]: row for row in server["query_all_results"][0]}
     owners = {row["datname"]: row["owner"] for row in server["query_all_results"][1]}
-    apps = fleet["applications"].values()
+    apps = _own(fleet)
     errors = [message for app in apps for message in _not_the_applications(app, roles, owners)]
     if errors or may_change_passwords:
         return errors

@@ -13,7 +13,7 @@ from typing import Any
 
 from ansible.errors import AnsibleError, AnsibleFilterError
 
-from ..plugin_utils.applications import applications
+from ..plugin_utils.applications import applications, password_of, server_of
 from ..plugin_utils.pools import has_auto_pools
 from ..plugin_utils.role_defaults import known_variables, options, role_constants
 from ..plugin_utils.roles import application_roles
@@ -37,6 +37,7 @@ KINDS = ("applications", "pgbouncer", "postgres", "database_admin")
 PREFIXES = re.compile("app_|pgbouncer_|postgres_|database_")
 
 SECRETS = (
+    "app_databases",
     "app_database_password",
     "app_database_owner_password",
     "database_admin_password",
@@ -87,6 +88,7 @@ FACTS = (
 
 
 TYPES = {
+    "app_databases": Mapping,
     "app_database_settings": Mapping,
     "pgbouncer_databases": Mapping,
     "pgbouncer_hba_rules": list,
@@ -173,7 +175,8 @@ def fleet(hostvars: Hostvars, groups: Groups) -> dict[str, Any]:
     uses_database: whether some application has a database of the inventory, and not a platform's;
     auto_pools: whether some pool's size is `auto`, so that PostgreSQL has to be asked;
     query_wait_timeout: the longest of the poolers, in seconds; 0: no end;
-    applications: {name: as `applications` returns it}, those of the strategy managed left out;
+    applications: {name: as `applications` returns it}, those of the strategy managed left out, and
+      NAME.ALIAS for each further database of one;
     hosts_of: {name of any application: its hosts};
     hosts: {host of an application: {poolers: [{host, port}], as it reaches them}};
     poolers: {host: {listen_addr, client_addresses, applications (names)}};
@@ -241,16 +244,23 @@ def _served(facts: Hostvars, groups: Groups) -> dict[str, Any]:
             poolers[pooler]["applications"].append(app["name"])
     admin = facts[groups["database_admin"][0]] if groups["database_admin"] else {}
     admin_user = admin.get("database_admin_user") or ""
-    secret = ("password", "owner_password")
     return {
-        "applications": {
-            app["name"]: {key: value for key, value in app.items() if key not in secret}
-            for app in apps
-        },
+        "applications": {app["name"]: _without_passwords(app) for app in apps},
         "poolers": poolers,
-        "hba_rules": hba_rules(apps, facts, groups, admin_user) if groups["postgres"] else [],
+        "hba_rules": hba_rules(
+            [app for app in apps if not app["server"]], facts, groups, admin_user
+        )
+        if groups["postgres"]
+        else [],
         "auto_pools": _auto_pools(apps, facts, groups),
     }
+
+
+def _without_passwords(app: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: app[key] for key in app if key not in ("password", "owner_password")}
+    if server := app["server"]:
+        kept["server"] = {key: server[key] for key in ("host", "port", "dbname")}
+    return kept
 
 
 def _auto_pools(apps: list[dict], facts: Hostvars, groups: Groups) -> bool:
@@ -354,7 +364,8 @@ def fleet_errors(hostvars: Hostvars, groups: Groups, names: Iterable[str]) -> li
         if not errors:
             apps = applications(hostvars, groups, first["database_admin_user"])
             application_roles(
-                [{**app, "connection_limit": None} for app in apps], first["scram_salt_seed"]
+                [{**app, "connection_limit": None} for app in apps if not app["server"]],
+                first["scram_salt_seed"],
             )
     except AnsibleFilterError as error:
         return [str(error)]
@@ -420,19 +431,22 @@ def pooler_applications(
     """Return what a pooler host needs to know of the applications that it serves.
 
     fleet: as of `fleet`. Each: name, database, user, password, owner, pool_mode, statement_timeout
-    and idle_in_transaction_session_timeout (as the inventory gives them, "0" for none). The owner
-    roles do not pass through a pooler; it gets their names to refuse them.
+    and idle_in_transaction_session_timeout (as the inventory gives them, "0" for none), and for a
+    database on another server its part of a [databases] entry as server. The owner roles do not
+    pass through a pooler; it gets their names to refuse them.
     """
     apps = [fleet["applications"][name] for name in fleet["poolers"][host]["applications"]]
     keys = ("name", "database", "user", "owner", "pool_mode")
-    return [
-        {key: app[key] for key in keys}
-        | {
-            "password": hostvars[app["hosts"][0]]["app_database_password"],
-            **{name: str(app["settings"].get(name, 0)) for name in SERVER_TIMEOUTS},
-        }
-        for app in apps
-    ]
+    found = []
+    for app in apps:
+        facts = hostvars[app["hosts"][0]]
+        entry = {key: app[key] for key in keys}
+        entry["password"] = password_of(facts, app, "")
+        entry |= {name: str(app["settings"].get(name, 0)) for name in SERVER_TIMEOUTS}
+        if app["server"]:
+            entry["server"] = server_of(facts, app)
+        found.append(entry)
+    return found
 
 
 class FilterModule:

@@ -110,7 +110,8 @@ def pooler_database(app: Mapping[str, Any], host: str, port: int) -> dict[str, A
     It has pool_mode if the application asks for sessions; the pooler's own setting is transaction.
     """
     mode = {"pool_mode": "session"} if app.get("pool_mode") == "session" else {}
-    return {"host": host, "port": port, "dbname": app["database"], **mode}
+    server = app.get("server") or {"host": host, "port": port, "dbname": app["database"]}
+    return {**server, **mode}
 
 
 def per_process(settings: Mapping[str, Any], processes: int) -> dict[str, Any]:
@@ -143,12 +144,16 @@ def bound_databases(
 
     With auth_query any number of users may come, each with a pool of its own.
     """
-    user_of = {app["database"]: app["user"] for app in apps}
     bound = {}
+    users_of: dict[str, list[str]] = {}
+    for app in apps:
+        users_of.setdefault(app["database"], []).append(app["user"])
     for name, entry in databases.items():
-        user = user_of.get(name, "")
-        pool = pool_sizes.connections(name, user, databases, users, settings)
-        bound[name] = {"max_db_connections": pool + others, **entry}
+        pools = (
+            pool_sizes.connections(name, user, databases, users, settings)
+            for user in users_of.get(name, [""])
+        )
+        bound[name] = {"max_db_connections": sum(pools) + others, **entry}
     return bound
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -62,7 +62,10 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
         known["hosts"].append(host)
         known["workers"][host] = _workers(hostvars[host], host)
         known["process_connections"][host] = _process_connections(hostvars[host], host)
-    entries = [entry for entry in found.values() if entry["strategy"] != "managed"]
+    entries = []
+    for entry in found.values():
+        if entry["strategy"] != "managed":
+            entries += [entry, *_further(entry, entry.pop("databases"), entry["hosts"][0])]
     used = poolers_of(hostvars, groups)
     order = {pooler: number for number, pooler in enumerate(groups.get("pgbouncer", []))}
     for entry in entries:
@@ -73,7 +76,8 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
         entry["clients"] = {pooler: clients[pooler] for pooler in sorted(clients, key=order.get)}
         entry["poolers"] = list(entry["clients"])
         entry["hosts_at_once"] = batch_size(entry.pop("serial"), len(entry["hosts"]))
-    _refuse_shared(entries, admin_user)
+    _refuse_shared([entry for entry in entries if not entry["server"]], admin_user)
+    _refuse_same_name(entries)
     return entries
 
 
@@ -113,15 +117,164 @@ def _application(hostvars: Hostvars, host: str) -> dict:
         "connection_pool_size": _count(facts, "app_connection_pool_size", host),
         "connect_roles": _connect_roles(facts, host),
         "serial": serial_of(facts, host),
+        "databases": facts.get("app_databases") or {},
+        "alias": "",
+        "server": None,
     }
-    for key in ("database", "user", "owner"):
-        _check_name(entry[key], f"app_database{'' if key == 'database' else '_' + key}", host)
+    _check_names(entry, "app_database", "app_database_", host)
+    return entry
+
+
+def _check_names(entry: Mapping[str, Any], database: str, prefix: str, host: str) -> None:
+    """Refuse names that PostgreSQL or PgBouncer reads as something else.
+
+    database: the variable of the database's name. prefix: of the variables of its roles' names.
+    """
+    _check_name(entry["database"], database, host, RESERVED_DATABASE)
+    for key in ("user", "owner"):
+        _check_name(entry[key], f"{prefix}{key}", host, RESERVED_ROLE)
     if entry["user"] == entry["owner"]:
         raise AnsibleFilterError(
-            f"{host}: app_database_user and app_database_owner are both {entry['user']!r}: the "
+            f"{host}: {prefix}user and {prefix}owner are both {entry['user']!r}: the "
             "owner runs migrations, the user only reads and writes rows; give them two names"
         )
-    return entry
+
+
+FURTHER = ("database", "user", "password", "owner", "owner_password", "settings", "host", "port")
+"""The keys of an entry of app_databases."""
+
+ALIAS = re.compile(r"(?!(default|direct|database)$)[a-z][a-z0-9_]{0,30}")
+"""Names of further databases: they begin environment variables, and are Django's aliases."""
+
+
+def further_databases(
+    databases: Any, main: Mapping[str, Any], where: str = "app_databases"
+) -> dict[str, dict[str, Any]]:
+    """Return an application's further databases by alias, with what they do not give themselves.
+
+    databases: app_databases. main: database, user, owner, password and owner_password of the
+    application. Each: database (its name for PgBouncer), user, owner, password, owner_password,
+    settings, server (None, or {host, port, dbname, password} on another server; password, where
+    the entry has a user of its own, else None).
+    One on another server is by default the application's own database there, as on a replica.
+    Raises AnsibleFilterError; no message has a password.
+    """
+    if not isinstance(databases, Mapping):
+        raise AnsibleFilterError(f"{where} is no mapping: give {{reports: {{}}}} or so")
+    found = {}
+    for alias, given in databases.items():
+        name, given = f"{where}.{alias}", given or {}
+        if not ALIAS.fullmatch(str(alias)):
+            raise AnsibleFilterError(
+                f"{name}: use a lower-case letter, then at most 30 lower-case letters, digits and "
+                "_; default, direct and database are taken"
+            )
+        if not isinstance(given, Mapping):
+            raise AnsibleFilterError(f"{name} is no mapping: give {{}}, or {{database: …}}")
+        if unknown := sorted(set(given) - set(FURTHER), key=str):
+            raise AnsibleFilterError(f"{name}.{unknown[0]} is unknown: use {', '.join(FURTHER)}")
+        for key in ("database", "user", "password", "owner", "owner_password", "host"):
+            if key in given and not (isinstance(given[key], str) and given[key]):
+                raise AnsibleFilterError(f"{name}.{key} is no text: give it in quotes")
+        if not isinstance(given.get("settings", {}), Mapping):
+            raise AnsibleFilterError(f"{name}.settings is no mapping")
+        found[alias] = _elsewhere(given, main, name, alias) or {
+            "database": (database := given.get("database", f"{main['database']}_{alias}")),
+            "user": given.get("user", database),
+            "owner": given.get("owner", f"{database}_owner"),
+            "password": given.get("password", main["password"]),
+            "owner_password": given.get("owner_password", main["owner_password"]),
+            "settings": dict(given.get("settings", {})),
+            "server": None,
+        }
+    return found
+
+
+def _elsewhere(
+    given: Mapping[str, Any], main: Mapping[str, Any], name: str, alias: str
+) -> dict[str, Any] | None:
+    """Return a further database on another server; None for one of the inventory's own."""
+    if "host" not in given:
+        if "port" in given:
+            raise AnsibleFilterError(f"{name}.port is only for another server: give host, too")
+        return None
+    for key in ("owner", "owner_password", "settings"):
+        if key in given:
+            raise AnsibleFilterError(
+                f"{name}.{key} is for a database that poolkit makes, and not for one on another "
+                "server (host): remove it"
+            )
+    if "user" in given and "password" not in given:
+        raise AnsibleFilterError(f"{name}.user needs a password beside it")
+    if not re.fullmatch(r"[\w.-]+|[0-9A-Fa-f:]+|/[\w./-]+", given["host"], re.ASCII):
+        raise AnsibleFilterError(f"{name}.host is {given['host']!r}: give a name or an address")
+    port = whole_number(given.get("port", 5432), f"{name}.port", "inventory")
+    database = given.get("database", main["database"])
+    # PgBouncer knows a database by one name: that of the application is taken.
+    return {
+        "database": database if database != main["database"] else f"{database}_{alias}",
+        "user": given.get("user", main["user"]),
+        "owner": main["owner"],
+        "password": given.get("password", main["password"]),
+        "owner_password": main["owner_password"],
+        "settings": {},
+        "server": {
+            "host": given["host"],
+            "port": port,
+            "dbname": database,
+            "password": given.get("password") if "user" in given else None,
+        },
+    }
+
+
+def _further(entry: Mapping[str, Any], databases: Any, host: str) -> list[dict[str, Any]]:
+    """Return the entries of an application's further databases."""
+    found = []
+    for alias, own in further_databases(databases, entry, f"{host}: app_databases").items():
+        variable = f"app_databases.{alias}."
+        search_path = {key: value for key, value in own["settings"].items() if key == "search_path"}
+        owner_settings = {k: v for k, v in entry["owner_settings"].items() if k != "search_path"}
+        further = {
+            **entry,
+            **own,
+            "name": f"{entry['name']}.{alias}",
+            "alias": alias,
+            "owner_settings": owner_settings | search_path,
+            "schema": _schema(own["settings"], host, f"{variable}settings"),
+            "connection_limit": None,
+            # Mutable parts that each entry fills for itself.
+            "hosts": list(entry["hosts"]),
+        }
+        _check_names(further, f"{variable}database", variable, host)
+        found.append(further)
+    return found
+
+
+def _with_secrets(facts: Mapping[str, Any], app: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of an entry's database with its passwords, from its host's variables."""
+    main = {key: facts[f"app_database_{key}"] for key in ("password", "owner_password")}
+    if not app["alias"]:
+        return main
+    names = {key: facts.get(f"app_database_{key}", "") for key in ("user", "owner")}
+    names["database"] = facts.get("app_database", facts["app_name"])
+    return further_databases(facts["app_databases"], {**names, **main})[app["alias"]]
+
+
+def password_of(facts: Mapping[str, Any], app: Mapping[str, Any], kind: str) -> str:
+    """Return a password of an entry's roles from its host's variables; kind: "" or "owner_"."""
+    return _with_secrets(facts, app)[f"{kind}password"]
+
+
+def server_of(facts: Mapping[str, Any], app: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the [databases] entry of a further database on another server.
+
+    Where it has a user of its own there, every client becomes that user: its verifier there is not
+    the pooler's, so that PgBouncer has to know the password.
+    """
+    found = _with_secrets(facts, app)
+    server = {key: found["server"][key] for key in ("host", "port", "dbname")}
+    forced = {"user": found["user"], "password": found["server"]["password"]}
+    return server | (forced if found["server"]["password"] else {})
 
 
 def _workers(facts: Mapping[str, Any], host: str) -> int | str:
@@ -142,17 +295,17 @@ def _duration(facts: Mapping[str, Any], variable: str, host: str) -> str:
     return value
 
 
-def _schema(settings: Mapping[str, Any], host: str) -> str:
+def _schema(settings: Mapping[str, Any], host: str, variable: str = "app_database_settings") -> str:
     """Return the first schema of a declared search_path that is the application's own."""
     path = settings.get("search_path", ["public"])
     names = path if isinstance(path, list) else [path]
     if not names or not all(isinstance(name, str) and name for name in names):
         raise AnsibleFilterError(
-            f"{host}: app_database_settings.search_path is {path!r}: give a list of schemas"
+            f"{host}: {variable}.search_path is {path!r}: give a list of schemas"
         )
     if any("," in name for name in names):
         raise AnsibleFilterError(
-            f"{host}: app_database_settings.search_path is {path!r}, which PostgreSQL would take "
+            f"{host}: {variable}.search_path is {path!r}, which PostgreSQL would take "
             "for the name of one schema: give a list, [shop, public]"
         )
     return next((name for name in names if not COMMON_SCHEMA.fullmatch(name)), "public")
@@ -209,8 +362,7 @@ def _process_connections(facts: Mapping[str, Any], host: str) -> int:
     return total
 
 
-def _check_name(value: Any, variable: str, host: str) -> None:
-    reserved = RESERVED_DATABASE if variable == "app_database" else RESERVED_ROLE
+def _check_name(value: Any, variable: str, host: str, reserved: re.Pattern[str]) -> None:
     if value in RESERVED_NAMES or reserved.fullmatch(str(value)):
         raise AnsibleFilterError(
             f"{host}: {variable} is {value!r}, which has a meaning of its own for PostgreSQL, "
@@ -223,10 +375,12 @@ def _check_name(value: Any, variable: str, host: str) -> None:
         )
 
 
-def _refuse_shared(entries: Iterable[dict], admin_user: str | None) -> None:
-    """Each role has one password and each database one owner, so neither can be shared."""
-    first: dict[tuple[str, str], str] = {}
-    entries = list(entries)
+def _refuse_shared(entries: Sequence[dict], admin_user: str | None) -> None:
+    """Each role has one password and each database one owner, so none has two meanings.
+
+    Applications may share a database and its owner, each with a user of its own.
+    """
+    first: dict[tuple[str, str], dict] = {}
     names = {entry["name"] for entry in entries}
     for name in sorted(names):
         for other in (name + ending for ending in OWN_ENDINGS):
@@ -236,16 +390,60 @@ def _refuse_shared(entries: Iterable[dict], admin_user: str | None) -> None:
                     "set another app_name"
                 )
     for entry in entries:
+        shared = first.setdefault(("database", entry["database"]), entry)
+        together = shared is not entry and shared["owner"] == entry["owner"]
+        if together:
+            _refuse_different(shared, entry)
         for kind, key in (("database", "database"), ("role", "user"), ("role", "owner")):
-            other = first.setdefault((kind, entry[key]), entry["name"])
-            if other != entry["name"]:
+            other = first.setdefault((kind, entry[key]), entry)
+            if other is not entry and (not together or key == "user" or other[key] != entry[key]):
                 raise AnsibleFilterError(
-                    f"the applications {other!r} and {entry['name']!r} both use the {kind} "
+                    f"the applications {other['name']!r} and {entry['name']!r} both use the {kind} "
                     f"{entry[key]!r}: give each its own app_database, app_database_user and "
-                    "app_database_owner"
+                    "app_database_owner; or, to share one database, the same app_database and "
+                    "app_database_owner and each its own app_database_user"
                 )
             if kind == "role" and entry[key] == admin_user:
                 raise AnsibleFilterError(
                     f"the application {entry['name']!r} uses the role {admin_user!r}, which is "
                     f"database_admin_user: give it its own app_database_{key}"
                 )
+
+
+SHARED = {
+    "owner_password": "app_database_owner_password",
+    "owner_settings": "app_migration_lock_timeout, app_migration_statement_timeout and the "
+    "search_path of app_database_settings",
+    "owner_connection_limit": "app_database_owner_connection_limit",
+    "connect_roles": "app_database_connect_roles",
+    "pool_mode": "app_pool_mode",
+}
+"""What applications that share a database have to agree on, and the variables of it."""
+
+
+def _refuse_different(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    for key, variable in SHARED.items():
+        if one[key] != other[key]:
+            raise AnsibleFilterError(
+                f"the applications {one['name']!r} and {other['name']!r} share the database "
+                f"{one['database']!r} and its owner, but differ in {variable}: give both the same"
+            )
+    if one["pool_mode"] == "session":
+        raise AnsibleFilterError(
+            f"the applications {one['name']!r} and {other['name']!r} share the database "
+            f"{one['database']!r}, which has one pool_size: with app_pool_mode session it cannot "
+            "be added up; use transaction"
+        )
+
+
+def _refuse_same_name(entries: Iterable[Mapping[str, Any]]) -> None:
+    """A pooler knows one database by a name."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for entry in entries:
+        other = first.setdefault(entry["database"], entry)
+        if other["server"] != entry["server"]:
+            raise AnsibleFilterError(
+                f"{other['name']} and {entry['name']} both have a database {entry['database']!r}, "
+                "on two servers: a pooler knows one by that name; on the other server, make the "
+                "database with another name"
+            )

@@ -324,7 +324,9 @@ def further_pools(
     for host in groups.get("pgbouncer") or []:
         facts = hostvars[host]
         served = [app for app in apps if host in app["poolers"]]
-        own = {app["database"]: app["user"] for app in served}
+        own: dict[str, set[str]] = {}
+        for app in served:
+            own.setdefault(app["database"], set()).add(app["user"])
         pool_of = {
             pool.database: pool
             for app in served
@@ -348,7 +350,7 @@ def further_pools(
             users = [
                 user
                 for user in pool_sizes.users_of(name, entries, served, rules)
-                if user != own.get(name)
+                if user not in own.get(name, ())
             ]
             pools = [
                 _pool(

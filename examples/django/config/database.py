@@ -22,28 +22,36 @@ LOST_HOST = {"tcp_user_timeout": 2000, "keepalives_idle": 5}
 LOST_HOST |= {"keepalives_interval": 1, "keepalives_count": 3}
 
 
-def database(url: str) -> dict:
-    options = conninfo_to_dict(url)
+def database(variable: str) -> dict:
+    options = conninfo_to_dict(os.environ.get(variable, os.environ["DATABASE_URL"]))
     parts = {setting: options.pop(name, "") for setting, name in PARTS.items()}
     return {"ENGINE": "django.db.backends.postgresql", **parts, "OPTIONS": options}
 
 
-def note_the_way(connection, **_) -> None:
-    """Keep a connection past the pooler for 5 to 10 s: by then the pooler may be back.
+def pooled(variable: str) -> dict:
+    found = database(variable)
+    if POOL_SIZE:  # one for each process, without CONN_MAX_AGE; a request waits 4 s for it
+        pool = {"min_size": 1, "max_size": POOL_SIZE, "max_lifetime": MAX_AGE, "timeout": 4}
+        found["OPTIONS"]["pool"] = {**pool, "reset": leave_the_pool}
+    found["OPTIONS"] = {**LOST_HOST, **found["OPTIONS"]}
+    found["DISABLE_SERVER_SIDE_CURSORS"] = os.getenv("DATABASE_TRANSACTION_POOLING", "1") == "1"
+    return {**found, "CONN_HEALTH_CHECKS": True, "CONN_MAX_AGE": 0 if POOL_SIZE else MAX_AGE}
 
-    Each has a time of its own, so that they do not all come back at once.
-    """
-    if connection.alias != "default":
+
+def note_the_way(connection, **_) -> None:
+    """Keep a connection past the pooler for 5 to 10 s, each its own time: it may be back then."""
+    alias, made, driver = connection.alias, time.monotonic(), connection.connection
+    if alias not in PREFIXES:
         return
-    made, driver = time.monotonic(), connection.connection
-    connection.is_usable = lambda: is_usable(connection.connection, made)
-    way = (driver.info.host, str(driver.info.port))
-    if "," in default["HOST"] and way == (direct["HOST"], direct["PORT"] or "5432"):
+    connection.is_usable = lambda: is_usable(alias, connection.connection, made)
+    way = {"HOST": driver.info.host, "PORT": str(driver.info.port)}
+    past = database(f"{PREFIXES[alias]}DATABASE_DIRECT_URL").items() >= way.items()
+    if past and "," in DATABASES[alias]["HOST"]:
         driver.until = getattr(driver, "until", made + random.uniform(5, 10))
         connection.close_at = min(connection.close_at, driver.until)
 
 
-def is_usable(connection, made: float) -> bool:
+def is_usable(alias: str, connection, made: float) -> bool:
     """Do without the query of CONN_HEALTH_CHECKS in each request.
 
     A connection that the other end has closed is readable. One that is idle is not. Where one was
@@ -53,8 +61,8 @@ def is_usable(connection, made: float) -> bool:
     if connection and not connection.closed:
         idle.register(connection.fileno(), select.POLLIN)
     if not connection or connection.closed or idle.poll(0):
-        lost[0] = time.monotonic()
-    return made > lost[0]
+        lost[alias] = time.monotonic()
+    return made > lost.get(alias, 0)
 
 
 def leave_the_pool(connection) -> None:
@@ -63,16 +71,10 @@ def leave_the_pool(connection) -> None:
         connection.close()
 
 
-lost = [0.0]  # when a connection was last found to be gone
+lost = {}  # when a connection of each database was last found to be gone
 connection_created.connect(note_the_way)
-default = database(os.environ["DATABASE_URL"])
-default["OPTIONS"] = {**LOST_HOST, **default["OPTIONS"]}
-default["CONN_HEALTH_CHECKS"] = True
-default["DISABLE_SERVER_SIDE_CURSORS"] = os.environ.get("DATABASE_TRANSACTION_POOLING", "1") == "1"
-default["CONN_MAX_AGE"] = 0 if POOL_SIZE else MAX_AGE  # Django wants 0 beside a pool
-if POOL_SIZE:  # one pool for each process; "timeout" is how many seconds a request waits for it
-    pool = {"min_size": 1, "max_size": POOL_SIZE, "max_lifetime": MAX_AGE, "timeout": 4}
-    default["OPTIONS"]["pool"] = {**pool, "reset": leave_the_pool}
+further = [name[:-12] for name in os.environ if name.endswith("_DATABASE_URL")]  # REPORTS_, …
+PREFIXES = {"default": "", **{prefix[:-1].lower(): prefix for prefix in further}}
+DATABASES = {alias: pooled(f"{prefix}DATABASE_URL") for alias, prefix in PREFIXES.items()}
 # PostgreSQL itself, for large streams through a server-side cursor; not kept between requests.
-direct = database(os.environ.get("DATABASE_DIRECT_URL", os.environ["DATABASE_URL"]))
-DATABASES = {"default": default, "direct": {**direct, "TEST": {"MIRROR": "default"}}}
+DATABASES["direct"] = {**database("DATABASE_DIRECT_URL"), "TEST": {"MIRROR": "default"}}

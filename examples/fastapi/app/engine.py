@@ -21,24 +21,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 LOST_HOST = {"tcp_user_timeout": 2000, "keepalives_idle": 5}
 LOST_HOST |= {"keepalives_interval": 1, "keepalives_count": 3}
 
-connect_args = {**LOST_HOST, **conninfo_to_dict(os.environ["DATABASE_URL"])}
-direct = conninfo_to_dict(os.environ.get("DATABASE_DIRECT_URL", ""))
-if os.environ.get("DATABASE_TRANSACTION_POOLING", "1") == "1":
-    connect_args["prepare_threshold"] = None
-
-
-def note_the_way(_, record) -> None:
-    """Keep a connection past the pooler for 5 to 10 s: by then the pooler may be back.
-
-    Each has a time of its own, so that they do not all come back at once.
-    """
-    info = record.driver_connection.info
-    way = (info.host, str(info.port))
-    past = "," in connect_args.get("host", "") and way == (
-        direct.get("host"),
-        direct.get("port", "5432"),
-    )
-    record.info["until"] = time.monotonic() + (random.uniform(5, 10) if past else math.inf)
+POOL_TIMEOUT = 4  # seconds that a request waits for a connection
+pool_size = int(os.environ.get("DATABASE_POOL_SIZE", "5"))
 
 
 def check(_, record, __) -> None:
@@ -53,15 +37,30 @@ def check(_, record, __) -> None:
         raise DisconnectionError
 
 
-POOL_TIMEOUT = 4  # seconds that a request waits for a connection
+def options(prefix: str = "") -> dict:
+    """Return an engine's options; prefix: of its variables, REPORTS_ for REPORTS_DATABASE_URL."""
+    connect_args = {**LOST_HOST, **conninfo_to_dict(os.environ[f"{prefix}DATABASE_URL"])}
+    direct = conninfo_to_dict(os.environ.get(f"{prefix}DATABASE_DIRECT_URL", ""))
+    if os.environ.get("DATABASE_TRANSACTION_POOLING", "1") == "1":
+        connect_args["prepare_threshold"] = None
 
-pool = {"poolclass": NullPool}
-if pool_size := int(os.environ.get("DATABASE_POOL_SIZE", "5")):
-    pool = {
-        "pool_size": pool_size,
-        "max_overflow": 0,
-        "pool_timeout": POOL_TIMEOUT,
-        "pool_recycle": int(os.environ.get("DATABASE_CONNECTION_MAX_AGE_SECONDS", "60")),
-    }
-pool["pool_events"] = [(note_the_way, "connect"), (check, "checkout")]
-engine = create_async_engine("postgresql+psycopg://", connect_args=connect_args, **pool)
+    def note_the_way(_, record) -> None:
+        """Keep a connection past the pooler for 5 to 10 s: by then the pooler may be back.
+
+        Each has a time of its own, so that they do not all come back at once.
+        """
+        info = record.driver_connection.info
+        past = (direct.get("host"), direct.get("port", "5432")) == (info.host, str(info.port))
+        past = past and "," in connect_args.get("host", "")
+        record.info["until"] = time.monotonic() + (random.uniform(5, 10) if past else math.inf)
+
+    pool = {"poolclass": NullPool}
+    if pool_size:
+        pool = {"pool_size": pool_size, "max_overflow": 0}
+        pool["pool_timeout"] = POOL_TIMEOUT
+        pool["pool_recycle"] = int(os.environ.get("DATABASE_CONNECTION_MAX_AGE_SECONDS", "60"))
+    events = [(note_the_way, "connect"), (check, "checkout")]
+    return {"connect_args": connect_args, **pool, "pool_events": events}
+
+
+engine = create_async_engine("postgresql+psycopg://", **options())

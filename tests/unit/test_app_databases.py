@@ -1,0 +1,252 @@
+"""Further databases of an application (app_databases), and one that two applications share."""
+
+from __future__ import annotations
+
+import pytest
+from ansible.errors import AnsibleFilterError
+
+from plugins.filter import database, fleet
+from plugins.filter.application import application_databases
+from plugins.filter.connection_budget import connection_budget
+from plugins.filter.pooler_configuration import bound_databases, pooler_database
+from plugins.plugin_utils.applications import further_databases
+
+SEED = "0123456789abcdef"
+GROUPS = {
+    "applications": ["web1"],
+    "pgbouncer": ["web1"],
+    "database_admin": ["web1"],
+    "postgres": ["db1"],
+}
+MAIN = {
+    "name": "shop",
+    "database": "shop",
+    "user": "shop",
+    "owner": "shop_owner",
+    "password": "hidden-main",
+    "owner_password": "hidden-owner",
+    "settings": {},
+    "pooler_hosts": [["127.0.0.1", 6432]],
+    "fallback_hosts": [["db1", 5432]],
+    "direct_hosts": [["db1", 5432]],
+}
+
+
+def facts(**given: object) -> dict[str, dict]:
+    web1 = {
+        "app_name": "shop",
+        "app_framework": "django",
+        "app_module": "config.wsgi:application",
+        "app_workers": 2,
+        "app_database_password": "hidden-main",
+        "app_database_owner_password": "hidden-owner",
+        "private_address": "192.0.2.1",
+        "database_host": "db1",
+        "database_port": 5432,
+        "database_admin_user": "root",
+        "database_admin_password": "hidden-admin",
+        "scram_salt_seed": SEED,
+        **given,
+    }
+    return {"web1": web1, "db1": {"private_address": "192.0.2.9", "scram_salt_seed": SEED}}
+
+
+def test_further_database_is_made_like_the_first() -> None:
+    hosts = facts(app_databases={"reports": {}})
+    found = fleet.fleet(hosts, GROUPS)
+    assert found["errors"] == []
+    assert list(found["applications"]) == ["shop", "shop.reports"]
+    reports = found["applications"]["shop.reports"]
+    assert (reports["database"], reports["user"]) == ("shop_reports", "shop_reports")
+    assert reports["owner"] == "shop_reports_owner"
+    assert found["hosts_of"] == {"shop": ["web1"]}
+    roles = database.database_roles(found, hosts, {}, SEED)
+    assert set(roles) == {"shop", "shop_owner", "shop_reports", "shop_reports_owner"}
+    made = database.database_applications(found, {"shop.reports": 20})
+    assert [(app["database"], app["connection_limit"]) for app in made] == [
+        ("shop", None),
+        ("shop_reports", 20),
+    ]
+    rules = {(rule["database"], rule["user"]) for rule in found["hba_rules"]}
+    assert rules >= {("shop_reports", "shop_reports"), ("shop_reports", "shop_reports_owner")}
+    pooled = fleet.pooler_applications(found, "web1", hosts)
+    assert [(app["database"], app["user"], app["password"]) for app in pooled] == [
+        ("shop", "shop", "hidden-main"),
+        ("shop_reports", "shop_reports", "hidden-main"),
+    ]
+    # A row of its own, and each worker of the application may be a client of both.
+    plan = connection_budget(found, {})
+    assert [(row["application"], row["limit"]) for row in plan["rows"]] == [
+        ("shop", 24),
+        ("shop.reports", 24),
+    ]
+    assert plan["connection_limits"] == {"shop": 24, "shop.reports": 24}
+    assert plan["clients"][0]["clients"] == 2 * (2 + 1) * 5 + 20
+
+
+def test_own_passwords_reach_roles_and_pooler_and_stay_secret() -> None:
+    own = {"user": "rep", "password": "hidden-rep", "owner_password": "hidden-rep-owner"}
+    hosts = facts(app_databases={"reports": own})
+    found = fleet.fleet(hosts, GROUPS)
+    assert "hidden" not in repr(found)
+    (_, pooled) = fleet.pooler_applications(found, "web1", hosts)
+    assert (pooled["user"], pooled["password"]) == ("rep", "hidden-rep")
+    same = database.database_roles(
+        found, facts(app_databases={"reports": {"user": "rep"}}), {}, SEED
+    )
+    different = database.database_roles(found, hosts, {}, SEED)
+    assert {name for name in same if same[name] != different[name]} == {"rep", "shop_reports_owner"}
+
+
+def test_replica_is_pooled_beside_the_first_and_nothing_is_made_there() -> None:
+    hosts = facts(app_databases={"replica": {"host": "db2"}})
+    found = fleet.fleet(hosts, GROUPS)
+    assert found["errors"] == []
+    assert set(database.database_roles(found, hosts, {}, SEED)) == {"shop", "shop_owner"}
+    assert [app["name"] for app in database.database_applications(found, {})] == ["shop"]
+    assert {rule["database"] for rule in found["hba_rules"]} == {"shop", "all"}
+    (_, replica) = fleet.pooler_applications(found, "web1", hosts)
+    assert (replica["database"], replica["user"]) == ("shop_replica", "shop")
+    assert pooler_database(replica, "db1", 5432) == {"host": "db2", "port": 5432, "dbname": "shop"}
+    plan = connection_budget(found, {})
+    assert [row["application"] for row in plan["rows"]] == ["shop"]
+    assert plan["notes"] == [
+        "shop.replica is on db2:5432, which is not the server of this budget: its pools, one on "
+        "each of web1, are not counted"
+    ]
+    assert plan["clients"][0]["clients"] == 2 * (2 + 1) * 5 + 20
+
+
+def test_session_mode_gives_a_replica_its_pool_too() -> None:
+    hosts = facts(app_databases={"replica": {"host": "db2"}}, app_pool_mode="session")
+    plan = connection_budget(fleet.fleet(hosts, GROUPS), {})
+    assert plan["pool_sizes"] == {
+        "web1": {"shop": {"pool_size": 15}, "shop_replica": {"pool_size": 15}}
+    }
+
+
+def test_user_of_its_own_on_another_server_is_the_poolers_login_there() -> None:
+    other = {"host": "db2", "port": 5433, "database": "facts", "user": "reader"}
+    hosts = facts(app_databases={"warehouse": {**other, "password": "hidden-there"}})
+    found = fleet.fleet(hosts, GROUPS)
+    assert "hidden" not in repr(found)
+    (_, entry) = fleet.pooler_applications(found, "web1", hosts)
+    assert pooler_database(entry, "db1", 5432) == {
+        **{"host": "db2", "port": 5433, "dbname": "facts"},
+        **{"user": "reader", "password": "hidden-there"},
+    }
+
+
+def test_ways_of_the_application() -> None:
+    given = {
+        "reports": {},
+        "replica": {"host": "db2"},
+        "warehouse": {"host": "db3", "database": "facts", "user": "r", "password": "p"},
+    }
+    main, reports, replica, warehouse = application_databases(given, MAIN)
+    assert (main["name"], main["prefix"], main["database"]) == ("shop", "", "shop")
+    pooler, first = ["127.0.0.1", 6432], ["db1", 5432]
+    assert (reports["name"], reports["prefix"]) == ("shop.reports", "REPORTS_")
+    assert (reports["hosts"], reports["direct_hosts"]) == ([pooler, first], [first])
+    # The pooler knows the replica's database by another name, so that one URL has no fallback.
+    assert (replica["database"], replica["dbname"]) == ("shop_replica", "shop")
+    assert (replica["hosts"], replica["direct_hosts"]) == ([pooler], [["db2", 5432]])
+    assert warehouse["hosts"] == [pooler, ["db3", 5432]]
+    assert [entry["made"] for entry in (main, reports, replica, warehouse)] == [
+        *(True, True),
+        *(False, False),
+    ]
+
+
+def test_ways_without_a_pooler() -> None:
+    _, replica = application_databases({"replica": {"host": "db2"}}, {**MAIN, "pooler_hosts": []})
+    assert (replica["database"], replica["hosts"]) == ("shop", [["db2", 5432]])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("reports", "is no mapping"),
+        ({"Reports": {}}, "app_databases.Reports: use a lower-case letter"),
+        ({"default": {}}, "app_databases.default: use"),
+        ({"direct": {}}, "app_databases.direct: use"),
+        ({"re-ports": {}}, "app_databases.re-ports: use"),
+        ({"reports": "shop"}, "app_databases.reports is no mapping"),
+        ({"reports": {"name": "x"}}, "app_databases.reports.name is unknown: use database, user"),
+        ({"reports": {"database": 5}}, "app_databases.reports.database is no text"),
+        ({"reports": {"password": None}}, "app_databases.reports.password is no text"),
+        ({"reports": {"settings": []}}, "app_databases.reports.settings is no mapping"),
+        ({"reports": {"port": 5432}}, "app_databases.reports.port is only for another server"),
+        ({"r": {"host": "db2", "owner": "x"}}, "app_databases.r.owner is for a database that"),
+        ({"r": {"host": "db2", "user": "x"}}, "app_databases.r.user needs a password"),
+        ({"r": {"host": "db2 db3"}}, "app_databases.r.host is 'db2 db3'"),
+        ({"r": {"host": "db2", "port": "x"}}, "app_databases.r.port is 'x': give a whole number"),
+    ],
+)
+def test_what_is_refused(given: object, words: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=words) as raised:
+        further_databases(given, MAIN)
+    assert "hidden" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"reports": {"database": "a b"}}, "web1: app_databases.reports.database is 'a b'"),
+        ({"reports": {"database": "postgres"}}, "reports.database is 'postgres', which has"),
+        ({"reports": {"user": "x", "owner": "x"}}, "reports.user and app_databases.reports.owner"),
+        ({"reports": {"user": "shop"}}, "both use the role 'shop'"),
+        ({"reports": {"settings": {"search_path": "a, b"}}}, "reports.settings.search_path is"),
+        ({"a": {"host": "db2", "database": "x"}, "b": {"host": "db3", "database": "x"}}, "on two"),
+        ({"a": {"database": "shop"}}, "'shop' and 'shop.a' both use the role 'shop'"),
+    ],
+)
+def test_what_contradicts_itself(given: dict, words: str) -> None:
+    found = fleet.fleet(facts(app_databases=given), GROUPS)
+    assert words in found["errors"][0]
+
+
+def shared(**changes: object) -> dict:
+    """Return the fleet of two applications with one pooler and one database."""
+    hosts = facts()
+    blog = {"app_name": "blog", "app_database": "shop", "app_database_owner": "shop_owner"}
+    hosts["web2"] = {**hosts["web1"], **blog, "private_address": "192.0.2.2", **changes}
+    hosts["pool1"] = {**hosts["web1"], "private_address": "192.0.2.3"}
+    groups = GROUPS | {"applications": ["web1", "web2"], "pgbouncer": ["pool1"]}
+    return fleet.fleet(hosts, groups)
+
+
+def test_two_applications_share_a_database() -> None:
+    found = shared()
+    assert found["errors"] == []
+    shop, blog = found["applications"].values()
+    assert (shop["database"], shop["user"]) == ("shop", "shop")
+    assert (blog["database"], blog["user"]) == ("shop", "blog")
+    plan = connection_budget(found, {})
+    # A pool for each pair of database and user: no further row for either.
+    assert [(row["application"], row["pooled"]) for row in plan["rows"]] == [
+        ("shop", 12),
+        ("blog", 12),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"app_database_owner": "blog_owner"}, "both use the database 'shop'"),
+        ({"app_database_user": "shop"}, "both use the role 'shop'"),
+        ({"app_database_owner_password": "x"}, "but differ in app_database_owner_password"),
+        ({"app_migration_lock_timeout": "9s"}, "but differ in app_migration_lock_timeout"),
+        ({"app_database_settings": {"search_path": ["blog"]}}, "search_path of app_database_sett"),
+        ({"app_pool_mode": "session"}, "but differ in app_pool_mode"),
+    ],
+)
+def test_what_they_must_agree_on(changes: dict, words: str) -> None:
+    assert words in shared(**changes)["errors"][0]
+
+
+def test_auth_query_bounds_a_shared_database_by_both_pools() -> None:
+    apps = [{"database": "shop", "user": "shop"}, {"database": "shop", "user": "blog"}]
+    settings = {"default_pool_size": 10, "reserve_pool_size": 2}
+    bound = bound_databases({"shop": {}, "other": {}}, settings, apps, {}, 5)
+    assert bound == {"shop": {"max_db_connections": 29}, "other": {"max_db_connections": 17}}
