@@ -513,12 +513,25 @@ def test_invalid_index_is_named(project: Project, database: Database) -> None:
     assert "run this again at a quieter time" in message
     assert (
         'The database has invalid indexes: public.items_name_idx, "Shop"."by name". A failed '
-        "CREATE INDEX CONCURRENTLY leaves one, and then the migration cannot be run again"
+        "CREATE INDEX CONCURRENTLY leaves one: no query uses it, and the migration cannot be run "
+        "again"
     ) in message
     assert message.endswith(
         "run as the owner: DROP INDEX CONCURRENTLY public.items_name_idx; "
         'DROP INDEX CONCURRENTLY "Shop"."by name"'
     )
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_invalid_index_is_told_where_migrations_end_well(
+    project: Project, database: Database, check: bool
+) -> None:
+    """IF NOT EXISTS passes over one; check mode tells before the migration."""
+    # Ansible keeps the warnings of a process: each of these runs has a name of its own.
+    told = f"invalid indexes: public.items_{check}_idx. A failed"
+    assert told not in str(project.migrate(check=check))
+    database.invalid = [f"public.items_{check}_idx"]
+    assert told in str(project.migrate(check=check)["warnings"])
 
 
 def test_listed_migrations_hide_secrets(project: Project) -> None:

@@ -153,7 +153,8 @@ HINTS = {
     ),
     "canceling statement due to lock timeout": (
         "Another transaction held the lock for longer than app_migration_lock_timeout: run this "
-        "again at a quieter time"
+        "again at a quieter time. A concurrent index build, which holds up no query, may wait "
+        "longer: docs/databases.md has the migration"
     ),
     "canceling statement due to statement timeout": (
         "A statement took longer than app_migration_statement_timeout: raise it and run "
@@ -318,9 +319,9 @@ def invalid_indexes(connection: Any) -> str:
         return ""
     drops = "; ".join(f"DROP INDEX CONCURRENTLY {name}" for name in names)
     return (
-        f". The database has invalid indexes: {', '.join(names)}. A failed CREATE INDEX "
-        "CONCURRENTLY leaves one, and then the migration cannot be run again. If none is being "
-        f"built now, run as the owner: {drops}"
+        f"The database has invalid indexes: {', '.join(names)}. A failed CREATE INDEX "
+        "CONCURRENTLY leaves one: no query uses it, and the migration cannot be run again. If none "
+        f"is being built now, run as the owner: {drops}"
     )
 
 
@@ -420,8 +421,8 @@ def main() -> None:
                     f". It was ended after {limit} s (app_migration_timeout_seconds): look at what "
                     "it did, then raise that or make the migration shorter"
                 )
-            if step != "pending":
-                hint += invalid_indexes(connection)
+            if step != "pending" and (left := invalid_indexes(connection)):
+                hint += f". {left}"
             file = "" if module.check_mode else unit
             said = shortened(hide(text, hidden), file, TELLING) or "no output"
             raise Refused(f"{step} ({shown}) failed with exit code {code}: {said}{hint}")
@@ -453,6 +454,9 @@ def main() -> None:
             run("after")
             if unfinished:
                 unfinished.unlink()
+        # Also of a migration that has IF NOT EXISTS, and so ends well.
+        if left := invalid_indexes(connection):
+            module.warn(f"{given['name']}: {left}")
     except (Refused, psycopg2.Error) as error:
         if module.check_mode and isinstance(error, NoLogin):
             module.exit_json(changed=False, unknown=hide(str(error), hidden))

@@ -9,11 +9,16 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # CREATE INDEX CONCURRENTLY lets writes go on meanwhile; it refuses to run in a transaction.
+    # CREATE INDEX CONCURRENTLY lets writes go on meanwhile; it refuses to run in a transaction. It
+    # waits for every transaction that began before it, and holds up no query: longer than the
+    # role's lock_timeout. What a build that was cut off has left is in the way of the next one.
     with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout = '15min'")
+        op.execute("DROP INDEX CONCURRENTLY IF EXISTS items_created_at_idx")
         op.create_index(
             "items_created_at_idx", "items", ["created_at"], postgresql_concurrently=True
         )
+        op.execute("RESET lock_timeout")
 
 
 def downgrade() -> None:
