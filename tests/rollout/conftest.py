@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -16,8 +17,11 @@ from controller import ansible as run_ansible
 from testinfra.host import Host
 from traffic import Traffic
 
-PORTS = {"django": 8000, "fastapi": 8001, "flask": 8002}
+PORTS = {"django": 8000, "fastapi": 8001, "flask": 8002, "estate": 8003}
 """app_port in molecule/rollout/inventory/group_vars/applications.yml."""
+
+
+COMPILED = shutil.ignore_patterns("__pycache__")
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,15 @@ class Site:
     framework: str
     hosts: dict[str, Host]
     urls: dict[str, str]
+    variables: dict[str, object] = field(default_factory=dict)
+    """Extra variables of every playbook."""
 
     def play(self, *playbooks: str, **variables: object) -> Run:
         """Run playbooks with extra variables."""
         environment = {"POOLKIT_FRAMEWORK": self.framework}
         done = run_ansible(
-            "ansible-playbook", *playbooks, "-e", json.dumps(variables), **environment
+            *("ansible-playbook", *playbooks, "-e", json.dumps(self.variables | variables)),
+            **environment,
         )
         counts = re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", done.stdout, re.MULTILINE)
         return Run(
@@ -105,11 +112,14 @@ class Site:
 
 
 @pytest.fixture(scope="session")
-def sites() -> Callable[[str], Site]:
-    """Return an application by its framework, deployed where the poolers serve another one."""
+def sites() -> Callable[..., Site]:
+    """Return an application by its framework, deployed where the poolers serve another one.
+
+    variables: extra variables of all its playbooks.
+    """
     known: dict[str, Site] = {}
 
-    def site(framework: str) -> Site:
+    def site(framework: str, **variables: object) -> Site:
         if framework not in known:
             known.clear()  # the poolers of these hosts serve one application at a time
             facts = resolve(
@@ -122,6 +132,7 @@ def sites() -> Callable[[str], Site]:
                 framework,
                 {host: connect(host, f["connection"], f["container"]) for host, f in facts.items()},
                 {host: f"http://{f['address']}:{PORTS[framework]}" for host, f in facts.items()},
+                variables,
             )
             if framework not in known[framework].served():
                 run = known[framework].play("site.yml")
@@ -131,20 +142,24 @@ def sites() -> Callable[[str], Site]:
     return site
 
 
+def make_source(
+    folder: Path, framework: str, name: str, edits: dict[str, Callable[[str], str]]
+) -> Path:
+    """Return the source of a release: an example with some of its files changed, or new."""
+    source = folder / name
+    shutil.copytree(ROOT / "examples" / framework, source, ignore=COMPILED)
+    (source / "RELEASE").write_text(name)
+    for file, edit in edits.items():
+        path = source / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(edit(path.read_text() if path.exists() else ""))
+    return source
+
+
 @pytest.fixture
 def release(tmp_path: Path) -> Callable[..., Path]:
-    """Return the source of a new release: an example with some of its files changed."""
-
-    def make(framework: str, name: str, edits: dict[str, Callable[[str], str]]) -> Path:
-        source = tmp_path / name
-        shutil.copytree(ROOT / "examples" / framework, source)
-        (source / "RELEASE").write_text(name)
-        for file, edit in edits.items():
-            path = source / file
-            path.write_text(edit(path.read_text() if path.exists() else ""))
-        return source
-
-    return make
+    """Return the function that makes the source of a release in a folder of the test's own."""
+    return functools.partial(make_source, tmp_path)
 
 
 @pytest.fixture(autouse=True)

@@ -64,7 +64,10 @@ class Traffic:
             self.request(session, 200, "GET", "/ping-db")
             time.sleep(self.pause)
 
-    def request(self, session: httpx.Client, expected: int, *what: str, **body: object) -> bool:
+    def request(
+        self, session: httpx.Client, expected: int, *what: str, **body: object
+    ) -> httpx.Response | None:
+        """Return the answer; None where it is not the expected one, which counts."""
         begin = time.monotonic()
         try:
             answer = session.request(*what, **body)
@@ -76,4 +79,4 @@ class Traffic:
             self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - begin)
             if failure:
                 self.failures.append(f"{what} {session.base_url}: {failure}")
-        return not failure
+        return None if failure else answer

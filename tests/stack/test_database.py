@@ -165,6 +165,7 @@ def test_schemas_of_migrations_are_open_and_others_tables_stop_nothing(
         assert run.returncode == 0, run.stdout[-3000:]
         said = re.sub(r"\s+", " ", run.stdout)
         assert "WARNING: monitor could connect to the database flask until now" in said
+        assert "flask gets no rights on public.replication_audit (postgres) in the database" in said
         # What a migration makes after that is open at once.
         superuser_sql(
             "flask",
@@ -187,3 +188,50 @@ def test_schemas_of_migrations_are_open_and_others_tables_stop_nothing(
     finally:
         for statement in gone:
             superuser_sql("flask", statement)
+
+
+def test_a_database_of_another_role_is_taken_over_by_name(
+    applications: dict[str, Application], superuser_sql
+) -> None:
+    """An installation before poolkit: one role owns the database, and everything in it."""
+    flask = applications["flask"]
+    made = (
+        "CREATE ROLE old; GRANT old TO poolkit_admin; ALTER DATABASE flask OWNER TO old",
+        "CREATE EXTENSION pg_buffercache; CREATE SCHEMA past AUTHORIZATION old; GRANT CREATE ON "
+        "SCHEMA public TO old; SET ROLE old; CREATE TABLE public.legacy (id serial, what text);"
+        "CREATE TYPE past.mood AS ENUM ('good'); CREATE VIEW past.seen AS TABLE public.legacy;"
+        "CREATE FUNCTION past.one(integer) RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+    )
+    owners = (
+        "SELECT DISTINCT pg_get_userbyid(owner) FROM (SELECT datdba FROM pg_database WHERE datname "
+        "= 'flask' UNION ALL SELECT relowner FROM pg_class WHERE relname IN ('legacy', 'seen', "
+        "'legacy_id_seq') UNION ALL SELECT typowner FROM pg_type WHERE typname = 'mood' UNION ALL "
+        "SELECT proowner FROM pg_proc WHERE proname = 'one' UNION ALL SELECT nspowner FROM "
+        "pg_namespace WHERE nspname = 'past') AS every (owner)"
+    )
+    gone = "DROP SCHEMA past CASCADE; DROP TABLE public.legacy; DROP EXTENSION pg_buffercache"
+    book = ("ansible-playbook", "ansible/playbooks/database.yml")
+    adopt = (*book, "-e", '{"app_database_adopt_from": ["old"]}')
+    try:
+        for statement in made:
+            superuser_sql("flask", statement)
+        refused = ansible(*book)
+        assert refused.returncode != 0
+        assert "app_database_adopt_from: [old]" in re.sub(r"\s+", " ", refused.stdout)
+        looked = ansible(*adopt, "--check")
+        assert looked.returncode == 0, looked.stdout[-3000:]
+        assert "6 objects would be handed over" in re.sub(r"\s+", " ", looked.stdout)
+        assert superuser_sql("flask", owners) == "old"
+        done = ansible(*adopt)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert superuser_sql("flask", owners) == "flask_owner"
+        extension = "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relname"
+        assert superuser_sql("flask", f"{extension} = 'pg_buffercache'") == "postgres"
+        insert = "INSERT INTO public.legacy (what) VALUES ('a') RETURNING id"
+        assert flask.psql("flask_direct", insert).strip() == "1"
+        again = ansible(*adopt).stdout.rpartition("PLAY RECAP")[2]
+        assert " changed=0 " in next(line for line in again.splitlines() if "db1" in line)
+    finally:
+        superuser_sql("flask", "ALTER DATABASE flask OWNER TO flask_owner")
+        superuser_sql("flask", gone)
+        superuser_sql("flask", "DROP OWNED BY old; DROP ROLE old")

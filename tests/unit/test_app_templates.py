@@ -37,7 +37,7 @@ COMMON = {
     "app_environment": {"KEY": 'a "quoted" $value', "DATABASE_POOL_SIZE_OF_MINE": "1"},
     "app_environment_names": {
         **{"DB_HOST": "host", "DB_PORT": "port", "DB_PASSWORD": "password"},
-        **{"DB_TLS": "sslmode", "DB_CA": "sslrootcert"},
+        **{"DB_TLS": "sslmode", "DB_CA": "sslrootcert", "DB_PLAIN": "plain_url"},
     },
     "database_host": "db1",
     "database_port": 5432,
@@ -218,6 +218,8 @@ def test_environment_of_the_application(rendered: Rendered, strategy: str, kind:
             "DB_PASSWORD": "p@ss:w/rd",
             "DB_TLS": "prefer" if pooled else "require",
             "DB_CA": "",
+            "DB_PLAIN": "postgresql://shop:p%40ss%3Aw%2Frd@"
+            f"{'127.0.0.1:6432' if pooled else 'db1:5432'}/shop",
         }
     files = rendered[f"{strategy}-{kind}"]
     assert read_docker(files["docker.env"]) == {**expected, "APP_VERSION": "abc123"}

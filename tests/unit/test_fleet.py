@@ -517,13 +517,19 @@ def test_role_that_poolkit_has_not_made_keeps_its_password() -> None:
 
 
 def changes(
-    roles: Sequence[str] = (), databases: dict[str, tuple] | None = None, **options: bool
+    roles: Sequence[str] = (),
+    databases: dict[str, tuple] | None = None,
+    former: Sequence[str] = (),
+    **options: bool,
 ) -> dict:
     """Return database_changes of the applications a and b.
 
     roles: names; with * the administrator is no member, with ! the password is another one.
     """
-    apps = [{"name": app, "database": app, "user": app, "owner": f"{app}_owner"} for app in "ab"]
+    apps = [
+        {"name": app, "database": app, "user": app, "owner": f"{app}_owner", "adopt_from": former}
+        for app in "ab"
+    ]
     wanted = {app[kind]: {"fingerprint": "f"} for app in apps for kind in ("user", "owner")}
     if options.pop("auth", False):
         wanted["pgbouncer_auth"] = {"fingerprint": "f"}
@@ -549,7 +555,7 @@ MADE = {"a": ("a_owner", "UTF8"), "b": ("b_owner", "UTF8"), "other": ("admin", "
 
 
 def test_nothing_is_made_where_everything_is_there() -> None:
-    nothing = {"roles": [], "memberships": [], "databases": [], "ready": ["a", "b"]}
+    nothing = {"roles": [], "memberships": [], "databases": [], "adopted": [], "ready": ["a", "b"]}
     for check in (False, True):
         assert changes([*EVERY, "admin"], MADE, check=check) == nothing
     assert changes(EVERY, MADE, reset=True) == {**nothing, "roles": EVERY}
@@ -557,7 +563,8 @@ def test_nothing_is_made_where_everything_is_there() -> None:
 
 def test_an_empty_server_gets_everything() -> None:
     owners = ["a_owner", "b_owner"]
-    every = {"roles": EVERY, "memberships": owners, "databases": ["a", "b"], "ready": ["a", "b"]}
+    every = {"roles": EVERY, "memberships": owners, "databases": ["a", "b"], "adopted": []}
+    every["ready"] = ["a", "b"]
     assert changes() == every
     # Check mode makes none of it, and PostgreSQL would refuse the rest.
     assert changes(check=True) == {**every, "memberships": [], "ready": []}
@@ -567,9 +574,24 @@ def test_only_what_differs_is_made() -> None:
     found = changes(["a!", "a_owner*", "b", "b_owner"], {**MADE, "b": ("b_owner", "LATIN1")})
     assert found == {
         **{"roles": ["a"], "memberships": ["a_owner"]},
-        **{"databases": ["b"], "ready": ["a", "b"]},
+        **{"databases": ["b"], "adopted": [], "ready": ["a", "b"]},
     }
     assert changes(EVERY, {**MADE, "a": ("b_owner", "UTF8")})["databases"] == ["a"]
+
+
+def test_what_is_adopted_and_joined() -> None:
+    """The administrator has to be a member of a former owner that is there."""
+    found = changes([*EVERY, "old*"], {"a": ("old", "UTF8")}, former=["old", "older"])
+    assert found["adopted"] == ["a"]
+    assert found["memberships"] == ["old"]
+    assert found["databases"] == ["a", "b"]
+
+
+def test_former_owner_is_no_stranger() -> None:
+    given = fleet(app_database_adopt_from="someone")  # as -e gives one
+    assert server_errors(given, answer(owner="someone"), False) == []
+    (error,) = server_errors(fleet(), answer(owner="someone"), False)
+    assert "app_database_adopt_from: [someone]" in error
 
 
 def test_check_mode_grants_nothing_that_lacks_a_role_or_its_database() -> None:

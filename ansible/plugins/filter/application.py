@@ -11,8 +11,8 @@ from typing import Any
 from ..plugin_utils.applications import further_databases
 from ..plugin_utils.values import SERIAL, WORKERS, seconds
 
-FACTS = ("host", "port", "dbname", "user", "password", "sslmode", "sslrootcert")
-"""What app_environment_names can give further names to: libpq's keywords."""
+FACTS = ("host", "port", "dbname", "user", "password", "sslmode", "sslrootcert", "plain_url")
+"""What app_environment_names can give further names to: libpq's keywords, and a URL."""
 
 RESOURCE_LIMITS = (
     "CPUQuota",

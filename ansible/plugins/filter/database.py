@@ -64,11 +64,12 @@ def database_applications(fleet: Fleet, limits: Mapping[str, int | None]) -> lis
     """Return what the role database needs to know of each application; no passwords.
 
     Each: name, database, user, owner, schema, settings, owner_settings, connection_limit,
-    owner_connection_limit, connect_roles. limits: {application: connection limit of its user}.
+    owner_connection_limit, connect_roles, adopt_from. limits: {application: connection limit of
+    its user}.
     """
     keys = ("name", "database", "user", "owner", "schema", "settings", "owner_settings")
     return [
-        {key: app[key] for key in (*keys, "owner_connection_limit", "connect_roles")}
+        {key: app[key] for key in (*keys, "owner_connection_limit", "connect_roles", "adopt_from")}
         | {"connection_limit": limits.get(app["name"])}
         for app in _own(fleet)
     ]
@@ -91,8 +92,9 @@ def database_changes(
     whether the administrator is a member, and those of databases `encoding`. apps: as of
     `database_applications`. roles: as of `database_roles`. Returns:
     roles: those to make, or to give the inventory's password; all of them with reset;
-    memberships: the owners that the administrator has to become a member of;
+    memberships: the owners that the administrator has to become a member of, former ones too;
     databases: the applications whose database is missing or differs;
+    adopted: those whose database is there, and may have objects of app_database_adopt_from;
     ready: the applications that can be granted rights.
     Check mode makes nothing: an owner that is missing cannot be joined there, and an application
     that misses a role or its database is not ready.
@@ -101,6 +103,7 @@ def database_changes(
     databases = {row["datname"]: row for row in server["query_all_results"][1]}
     usable = {name for name, row in found.items() if row["usable"]}
     owners = dict.fromkeys(app["owner"] for app in apps)
+    former = {role: None for app in apps for role in app["adopt_from"] if role in found}
     has_auth = AUTH_USER not in roles or AUTH_USER in found
 
     def made(app: Mapping[str, Any]) -> bool:
@@ -118,9 +121,15 @@ def database_changes(
             if reset or found.get(name, {}).get("fingerprint") != role["fingerprint"]
         ],
         "memberships": [
-            owner for owner in owners if owner not in usable and (owner in found or not check)
+            *(role for role in former if role not in usable),
+            *(owner for owner in owners if owner not in usable and (owner in found or not check)),
         ],
         "databases": [app["name"] for app in apps if not made(app)],
+        "adopted": [
+            app["name"]
+            for app in apps
+            if app["adopt_from"] and app["database"] in databases and app["owner"] in found | roles
+        ],
         "ready": [app["name"] for app in apps if is_ready(app) or not check],
     }
 
@@ -188,12 +197,12 @@ def _not_the_applications(
 ) -> list[str]:
     name, database = app["name"], app["database"]
     errors = []
-    if owners.get(database, app["owner"]) != app["owner"]:
+    if owners.get(database, app["owner"]) not in (app["owner"], *app["adopt_from"]):
         errors.append(
             f"The database {database} exists and belongs to {owners[database]}, not to "
             f"{app['owner']}, the app_database_owner of {name}. Set app_database_owner to its "
-            "owner, or hand the database and its tables over to a role of that name first (ALTER "
-            "DATABASE … OWNER TO, REASSIGN OWNED BY … TO)"
+            f"owner, or have it handed over with its tables: app_database_adopt_from: "
+            f"[{owners[database]}] (docs/databases.md)"
         )
     for key in ("user", "owner"):
         role = roles.get(app[key], {})

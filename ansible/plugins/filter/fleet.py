@@ -51,6 +51,7 @@ FACTS = (
     "app_connection_pool_size",
     "app_connection_strategy",
     "app_database",
+    "app_database_adopt_from",
     "app_database_connect_roles",
     "app_database_connection_limit",
     "app_database_fallback_enabled",

@@ -109,6 +109,10 @@ output:
   description: What the commands printed.
   type: str
   returned: success
+invalid_indexes:
+  description: The database's invalid indexes and what to do about them; empty without one.
+  type: str
+  returned: success
 waited_seconds:
   description: Time that another deployment's migrations took.
   type: float
@@ -455,8 +459,7 @@ def main() -> None:
             if unfinished:
                 unfinished.unlink()
         # Also of a migration that has IF NOT EXISTS, and so ends well.
-        if left := invalid_indexes(connection):
-            module.warn(f"{given['name']}: {left}")
+        invalid = invalid_indexes(connection)
     except (Refused, psycopg2.Error) as error:
         if module.check_mode and isinstance(error, NoLogin):
             module.exit_json(changed=False, unknown=hide(str(error), hidden))
@@ -470,6 +473,7 @@ def main() -> None:
         changed=bool(found),
         pending=[hide(name, hidden) for name in found],
         output=hide("\n".join(printed), hidden),
+        invalid_indexes=invalid,
         waited_seconds=round(waited, 1),
     )
 

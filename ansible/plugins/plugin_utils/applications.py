@@ -39,12 +39,17 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
     the strategies native and direct), clients ({pooler: the hosts that may use it}), database,
     user, password, owner, owner_password, connection_limit (None where the inventory gives none:
     `connection_limits` derives it), fallback_connections (of one host), owner_connection_limit,
-    settings (of the user), owner_settings, connect_roles (others that may connect), schema (the
-    first of a declared search_path, or public), strategy, pool_mode, framework, module, workers
-    ({host: number or "auto"}), threads, connection_pool_size, process_connections ({host: of all
-    its app_processes together}), hosts_at_once (in a batch of a rollout).
+    settings (of the user), owner_settings, connect_roles (others that may connect), adopt_from
+    (whose objects become the owner's), schema (the first of a declared search_path, or public),
+    strategy, pool_mode, framework, module, workers ({host: number or "auto"}), threads,
+    connection_pool_size, process_connections ({host: of all its app_processes together}),
+    hosts_at_once (in a batch of a rollout), alias ("") and server (None).
+    Each further database of an application (app_databases) follows as an entry of its own: its name
+    is NAME.ALIAS, and its facts are the application's where it does not give them. server is {host,
+    port, dbname, password} where it is on another server, and poolkit makes nothing there.
     Refused: two hosts of one application that state different facts, two applications with one
-    database or role, a role that is the administrator's, and a host that no pooler serves.
+    database, unless they have the same owner, or with one role, a role that is the
+    administrator's, and a host that no pooler serves.
     """
     found: dict[str, dict] = {}
     for host in groups["applications"]:
@@ -115,7 +120,8 @@ def _application(hostvars: Hostvars, host: str) -> dict:
         "module": facts.get("app_module", ""),
         "threads": _count(facts, "app_threads", host),
         "connection_pool_size": _count(facts, "app_connection_pool_size", host),
-        "connect_roles": _connect_roles(facts, host),
+        "connect_roles": _roles(facts, "app_database_connect_roles", host),
+        "adopt_from": _roles(facts, "app_database_adopt_from", host),
         "serial": serial_of(facts, host),
         "databases": facts.get("app_databases") or {},
         "alias": "",
@@ -336,13 +342,13 @@ def _count(facts: Mapping[str, Any], variable: str, host: str) -> int | None:
     return int(value)
 
 
-def _connect_roles(facts: Mapping[str, Any], host: str) -> list[str]:
-    """Return the roles that may connect to the application's database beside its own."""
-    roles = facts.get("app_database_connect_roles") or []
+def _roles(facts: Mapping[str, Any], variable: str, host: str) -> list[str]:
+    """Return a list of roles that are not the application's own; one alone comes from -e."""
+    roles = facts.get(variable) or []
+    roles = [roles] if isinstance(roles, str) else roles
     if not isinstance(roles, list | tuple) or not all(isinstance(r, str) and r for r in roles):
         raise AnsibleFilterError(
-            f"{host}: app_database_connect_roles is {roles!r}: give a list of roles, such as "
-            "[monitor]"
+            f"{host}: {variable} is {roles!r}: give a list of roles, such as [monitor]"
         )
     return list(roles)
 
