@@ -50,7 +50,7 @@ clean: down ## make down, and the caches: images, pip's volume, the virtual envi
 
 lock: venv ## update requirements.lock after a change in pyproject.toml
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras --no-header pyproject.toml -o requirements.lock
-	for app in django fastapi flask; do (cd examples/$$app && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.txt); done
+	for folder in examples/django examples/fastapi examples/flask roles/app/files/server; do (cd $$folder && uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header requirements.in -o requirements.txt); done
 
 venv: ## the Python environment alone, for deployments to hosts of your own
 	@scripts/venv.sh

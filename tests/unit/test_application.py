@@ -469,3 +469,24 @@ def test_failures_and_what_serves() -> None:
     ]
     summary = application.serving_summary(hostvars, ["web1", "web2", "web3"])
     assert summary == "on web1, web2 r1 goes on serving; on web3 nobody knows"
+
+
+@pytest.mark.parametrize(
+    ("requires", "version", "fits"),
+    [
+        (">=3.12", "3.13", True),
+        (">=3.12", "3.11", False),
+        (">=3.11,<3.13", "3.13", False),
+        (">=3.13.2", "3.13", True),  # a patch that only the host knows
+        ("==3.13.*", "3.13", True),
+        (">=3.14", "3.14.0", True),
+        ("", "3.9", True),
+        (">=3.12", "3", True),  # the distribution's, to be installed
+        ("not a version", "3.9", True),
+    ],
+)
+def test_python_of_the_source(requires: str, version: str, fits: bool) -> None:
+    said = application.python_misfit(requires, version, "python3")
+    assert (said == "") == fits
+    if said:
+        assert f"version {version}, but the source's pyproject.toml says requires-python" in said

@@ -201,6 +201,75 @@ def test_unusable_source_is_refused(
     assert error.startswith("app_source: ")
 
 
+SERVERS = (ROOT / "roles/app/files/server/requirements.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("lock", "required", "brought"),
+    [
+        ("django==5.2\n", ["gunicorn"], {"gunicorn"}),
+        ("gunicorn==23.0.0\n", ["gunicorn"], set()),
+        ("Gunicorn[gthread] == 23.0.0\n", ["gunicorn"], set()),
+        # What the lock has of the dependencies stays as it is.
+        (
+            "fastapi==1\nuvicorn==0.30\nclick==8.0\n",
+            ["fastapi", "gunicorn", "uvicorn-worker"],
+            {"gunicorn", "uvicorn-worker", "h11"},
+        ),
+        ("gunicorn==23\n", ["psycopg-pool"], {"psycopg-pool", "typing-extensions"}),
+        ("gunicorn==23\n", ["django", "alembic"], set()),  # theirs to lock
+    ],
+)
+def test_what_a_lock_lacks_is_brought(lock: str, required: list[str], brought: set[str]) -> None:
+    text, lines = source_requirements.completed(lock, required, SERVERS)
+    assert {line.partition("==")[0] for line in lines} == brought
+    before, after = (
+        source_requirements.listed_packages(source_requirements.normalised(each))
+        for each in (lock, text)
+    )
+    assert after == before | brought
+    assert text.startswith(lock.rstrip("\n"))
+    added = text.removeprefix(lock.rstrip("\n"))
+    assert added.count("--hash=") >= len(brought)
+    # Once more adds nothing.
+    assert source_requirements.completed(text, required, SERVERS) == (text, [])
+
+
+def test_what_poolkit_brings_needs_nothing_else() -> None:
+    """The file is made by `make lock`; a new dependency has to be in NEEDS."""
+    locked = source_requirements.listed_packages(source_requirements.normalised(SERVERS))
+    assert locked == {
+        name for names in source_requirements.NEEDS.values() for name in names if name in locked
+    }
+
+
+def test_release_has_what_was_brought(source: Path, pack_source: Callable[..., dict]) -> None:
+    (source / "requirements.txt").write_text("django==5.2")
+    (source / "pyproject.toml").write_text('[project]\nrequires-python = ">=3.12"\n')
+    asked = {"source": str(source), "required_packages": ["django", "gunicorn"]}
+    assert (
+        "do not list gunicorn, which poolkit runs: add the line gunicorn"
+        in (pack_source(**asked)["msg"])
+    )
+    done = pack_source(**asked, servers=SERVERS)
+    assert [line.partition("==")[0] for line in done["brought"]] == ["gunicorn"]
+    assert done["requires_python"] == ">=3.12"
+    held = contents(done["archive"])["requirements.txt"].decode()
+    assert held.startswith("django==5.2\ngunicorn==")
+
+
+@pytest.mark.parametrize("folder", ["migrations", "shop/migrations", "src/shop/migrations"])
+def test_flasks_migrations_may_be_deeper(source: Path, folder: str) -> None:
+    vars_file = yaml.safe_load((ROOT / "roles/app/vars/main.yml").read_text())
+    (names,) = vars_file["_app_frameworks"]["flask"]["files"]
+    assert "has no migrations/env.py" in str(
+        source_archive.source_error(tree(source), "gunicorn==1", [names], [])
+    )
+    (source / folder).mkdir(parents=True)
+    (source / folder / "env.py").touch()
+    assert source_archive.source_error(tree(source), "gunicorn==1", [names], []) is None
+
+
 def test_missing_directory_is_refused(pack_source: Callable[..., dict], tmp_path: Path) -> None:
     error = pack_source(source=f"{tmp_path}/nowhere")["msg"]
     assert error == f"app_source: there is no directory {tmp_path}/nowhere on the controller"

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
 from ..plugin_utils.applications import further_databases
 from ..plugin_utils.values import SERIAL, WORKERS, seconds
 
@@ -202,6 +204,28 @@ def application_databases(
                 further |= {"database": server["dbname"], "hosts": there}
         found.append(further)
     return found
+
+
+def python_misfit(requires: str, version: str, python: str) -> str:
+    """Return why a host's Python does not fit a source; "" where it does.
+
+    requires: requires-python of its pyproject.toml. version: of the host's interpreter, or of the
+    one that is installed for python (app_python), such as 3.13; "3" says nothing.
+    """
+    if not requires or not re.fullmatch(r"\d+\.\d+(\.\d+)?", version):
+        return ""
+    try:
+        fits = SpecifierSet(requires).contains(version, prereleases=True)
+    except InvalidSpecifier:
+        return ""  # the build says so
+    # A version of two numbers may be any of its patches.
+    if fits or (version.count(".") == 1 and SpecifierSet(requires).contains(f"{version}.99")):
+        return ""
+    return (
+        f"app_python is {python}, version {version}, but the source's pyproject.toml says "
+        f"requires-python {requires}: name another one, such as python3.13, or the absolute path "
+        "of one that you have installed (docs/sources.md)"
+    )
 
 
 def _strategy_errors(given: Mapping[str, Any]) -> Iterable[str]:
@@ -466,6 +490,7 @@ class FilterModule:
                 app_value_errors,
                 application_failures,
                 failure_reason,
+                python_misfit,
                 rollback_releases,
                 serving_summary,
                 venv_name,

@@ -19,6 +19,13 @@ UV_EXPORT = (
     *("--format=requirements-txt", "--offline", "--no-cache", "--no-python-downloads", "--quiet"),
 )
 
+NEEDS = {
+    "gunicorn": ("gunicorn", "packaging"),
+    "uvicorn-worker": ("uvicorn-worker", "gunicorn", "packaging", "uvicorn", "click", "h11"),
+    "psycopg-pool": ("psycopg-pool", "typing-extensions"),
+}
+"""What poolkit brings where an application's lock lacks it, with all that it needs itself."""
+
 LOCK_FILES = {
     "uv.lock": "set app_requirements: uv.lock",
     "poetry.lock": "run `poetry export --output requirements.txt` in it (poetry-plugin-export)",
@@ -34,6 +41,22 @@ def listed_packages(requirements: str) -> set[str]:
         r"^([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[|==|@|~=|>|<|;|$)", requirements, re.M
     )
     return {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+
+
+def completed(text: str, required: list[str], servers: str) -> tuple[str, list[str]]:
+    """Return (the requirements with what the lock lacks and poolkit brings, the lines of that).
+
+    required: packages that poolkit runs. servers: a locked requirements file of theirs. What the
+    lock has stays as it is, with its version.
+    """
+    listed = listed_packages(normalised(text))
+    wanted = {
+        name for package in required if package not in listed for name in NEEDS.get(package, ())
+    }
+    entries = re.split(r"\n(?=\w)", servers.strip())
+    added = [entry for entry in entries if (listed_packages(normalised(entry)) & wanted) - listed]
+    lines = [entry.split()[0] for entry in added]
+    return ("\n".join([text.rstrip("\n"), *added, ""]) if added else text), lines
 
 
 def normalised(requirements: str) -> str:

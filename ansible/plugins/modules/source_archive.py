@@ -57,6 +57,12 @@ options:
     type: list
     elements: str
     default: []
+  servers:
+    description:
+      - A locked requirements file; what it has of the required packages is added where the
+        application's own does not list them.
+    type: str
+    default: ""
   exclude:
     description: Patterns of names (fnmatch) that are left out, at any depth.
     type: list
@@ -113,6 +119,15 @@ requirements_checksum:
       share a venv.
   type: str
   returned: success
+requires_python:
+  description: C(requires-python) of its pyproject.toml; empty without one.
+  type: str
+  returned: success
+brought:
+  description: What the application's lock lacks and was added, such as C(gunicorn==27.0.1).
+  type: list
+  elements: str
+  returned: success
 python_path:
   description: Directories of the release that go on PYTHONPATH, relative to it.
   type: list
@@ -138,7 +153,12 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
-from ..module_utils.source_requirements import listed_packages, locked_requirements, normalised
+from ..module_utils.source_requirements import (
+    completed,
+    listed_packages,
+    locked_requirements,
+    normalised,
+)
 from ..module_utils.source_tree import (
     SourceError,
     Tree,
@@ -183,7 +203,8 @@ def source_error(
     if missing:
         return (
             f"app_source: the requirements of {tree.name} do not list {', '.join(missing)}, which "
-            "poolkit runs: add it"
+            f"poolkit runs: add the line {missing[0]} to requirements.in and lock it again, or run "
+            f"`uv add {' '.join(missing)}`"
         )
     for names in required_files:
         if not any(has_file(tree.path, name) for name in names.split("|")):
@@ -203,6 +224,8 @@ def has_file(folder: Path, name: str) -> bool:
     """Say whether a file is there; name: of `file#table`, whether a TOML file has this table."""
     file, _, table = name.partition("#")
     path = folder / file
+    if "*" in file:
+        return any(folder.glob(file))
     if not table or not path.is_file():
         return path.exists()
     try:
@@ -212,6 +235,15 @@ def has_file(folder: Path, name: str) -> bool:
     for key in table.split("."):
         found = found.get(key) if isinstance(found, dict) else None
     return isinstance(found, dict)
+
+
+def required_python(folder: Path) -> str:
+    """Return requires-python of the source's pyproject.toml; "" for none."""
+    try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text()).get("project", {})
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return ""
+    return str(project.get("requires-python", ""))
 
 
 def python_path(tree: Tree, projects: list[str]) -> list[str]:
@@ -319,8 +351,9 @@ def part(tree: Tree, directory: str) -> Tree:
 def released(tree: Tree, parameters: dict) -> dict[str, object]:
     """Check and pack the tree; return the module's result."""
     name, text, projects = locked_requirements(tree, parameters["requirements"])
-    requirements = normalised(text)
     files, packages = parameters["required_files"], parameters["required_packages"]
+    text, brought = completed(text, packages, parameters["servers"])
+    requirements = normalised(text)
     if error := source_error(tree, requirements, files, packages):
         raise SourceError(error)
     directory = Path(parameters["archive_directory"])
@@ -338,6 +371,8 @@ def released(tree: Tree, parameters: dict) -> dict[str, object]:
         "requirements": name,
         "requirements_checksum": hashlib.sha256(requirements.encode()).hexdigest(),
         "python_path": python_path(tree, projects),
+        "requires_python": required_python(tree.path),
+        "brought": brought,
         "revision": tree.revision,
     }
 
@@ -351,6 +386,7 @@ def main() -> None:
             "requirements": {"type": "str", "default": "requirements.txt"},
             "required_files": {"type": "list", "elements": "str", "default": []},
             "required_packages": {"type": "list", "elements": "str", "default": []},
+            "servers": {"type": "str", "default": ""},
             "exclude": {"type": "list", "elements": "str", "default": []},
             "python": {"type": "str", "default": "python3"},
             "build": {"type": "list", "elements": "str", "default": []},
