@@ -5,6 +5,7 @@ import json
 import socket
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from conftest import Application
@@ -34,6 +35,22 @@ def test_silent_connections_hold_no_thread(application: Application) -> None:
             silent.enter_context(socket.create_connection((url.host, url.port)))
         answer = application.http.get("/nodb", timeout=2)
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["queued", "idle"])
+def test_a_connection_that_is_silent_at_the_stop_is_answered(
+    applications: dict[str, Application], kind: str
+) -> None:
+    """And one that stays silent does not hold the stop up for the time of a kept connection."""
+    host = applications["django"].host
+    script = (Path(__file__).parent / "stopping_gunicorn.py").read_text()
+    done = host.check_output(
+        "/srv/django/current/.venv/bin/python -c %s /etc/poolkit/django/gunicorn.conf.py %s",
+        *(script, kind),
+    )
+    answer, seconds = done.splitlines()
+    assert answer == "HTTP/1.1 200 OK"
+    assert float(seconds) < 6
 
 
 def test_page_shows_name_version_and_path(application: Application) -> None:

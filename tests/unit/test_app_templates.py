@@ -331,7 +331,7 @@ def test_messages_know_the_secrets_of_the_environment(rendered: Rendered) -> Non
     assert not {"shop", "abc123", "60"} & secrets
 
 
-def settings_of(text: str) -> dict[str, object]:
+def settings_of(text: str, since_24: str = "    _DEFER = object()\n") -> dict[str, object]:
     """Run gunicorn's settings with stand-ins of its own parts; return the names that they set."""
     names: dict[str, object] = {}
     stand_ins = (
@@ -339,6 +339,7 @@ def settings_of(text: str) -> dict[str, object]:
         "class gthread:\n"
         "    class TConn:\n"
         "        def wait_for_data(self, timeout): return timeout\n"
+        f"    class ThreadWorker: pass\n{since_24}"
     )
     text = re.sub(r"^from (uvicorn|gunicorn).*\n", "", text, flags=re.MULTILINE)
     exec(compile(stand_ins + text, "gunicorn.conf.py", "exec"), names)
@@ -365,7 +366,10 @@ def test_gunicorn(
         assert "threads" not in found
         assert text.count("\nfrom uvicorn") == 2
     else:
-        assert (found["worker_class"], found["threads"]) == ("gthread", 4)
+        assert (found["worker_class"].__name__, found["threads"]) == ("PromptWorker", 4)
+        # gunicorn before 24 has nothing to mend, and not what it would be mended with.
+        older = settings_of(text, "")["worker_class"]
+        assert older.__name__ == "ThreadWorker"
         assert "uvicorn" not in text
         # A thread waits for no client that has sent nothing; without keep-alive, as before.
         connection = found["gthread"].TConn()
