@@ -233,6 +233,7 @@ def test_environment_of_the_application(rendered: Rendered, strategy: str, kind:
     past["DATABASE_TRANSACTION_POOLING"] = "0"
     if not managed:
         past |= {"DB_HOST": "db1", "DB_PORT": "5432", "DB_TLS": "require"}
+        past["DB_PLAIN"] = past["DB_PLAIN"].replace("127.0.0.1:6432", "db1:5432")
     assert read_systemd(files["direct.env"]) == past
 
 
@@ -258,6 +259,7 @@ def test_environment_of_the_migrations(rendered: Rendered, strategy: str, kind: 
             "DB_PASSWORD": "own%er",
             "DB_TLS": "require",
             "DB_CA": "",
+            "DB_PLAIN": "postgresql://shop_owner:own%25er@db1:5432/shop",
             "PGSERVICEFILE": "/etc/poolkit/shop/migrate.pg_service.conf",
             "PGPASSFILE": "/etc/poolkit/shop/migrate.pgpass",
         }
