@@ -140,13 +140,10 @@ VARIABLES = {
     },
     "app_databases": {"reports": {}},
     "app_database_settings": {"search_path": ["estate", "public"], "statement_timeout": "20s"},
-    # What is smaller here is room for two databases beside the other applications' limits.
-    "app_fallback_connections": 4,
+    # Two pools of 10 + 2 on two hosts would be more than PostgreSQL takes: the budget says so.
+    "pgbouncer_databases": {"estate_reports": {"pool_size": 4}},
 }
-SUPERUSERS = (
-    "CREATE EXTENSION pg_buffercache; CREATE TABLE public.replication_audit (id int); "
-    "CREATE ROLE monitor LOGIN"
-)
+SUPERUSERS = "CREATE EXTENSION pg_buffercache; CREATE TABLE public.replication_audit (id int)"
 
 
 class Visitors(Traffic):
@@ -246,8 +243,7 @@ def test_two_releases_and_back_under_load(estate: tuple[Site, dict[str, Path]]) 
         )
         .stderr
     )
-    assert "WARNING: monitor" in second.output
-    assert "app_database_connect_roles of estate" in second.output
+    assert "estate gets no rights on public.replication_audit (postgres)" in second.output
     assert "Hello, world!" in httpx.get(f"{site.urls['web1']}/page").text
     # Both databases are the pooler's, each with a pool.
     assert set(re.findall(r"^estate\w*", site.served(), re.MULTILINE)) >= {
@@ -268,7 +264,9 @@ def test_a_worker_that_is_killed_comes_back_with_its_release(
     while host.check_output(pid) in ("0", before) and time.monotonic() < end:
         time.sleep(0.2)
     assert host.check_output(pid) not in ("0", before)
-    # A second run changes nothing.
+    # The environment of migrations has the version that a rollback went back from; after that a
+    # second run changes nothing.
+    assert site.deploy(sources["two"]).code == 0
     run = site.deploy(sources["two"])
     assert run.code == 0
     assert set(run.changed.values()) == {0}, run.output[-3000:]
