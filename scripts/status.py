@@ -121,7 +121,7 @@ def table(rows: list[dict]) -> tuple[Table, bool]:
         # A process that does not answer makes the numbers too small, so there are none.
         silent = bool(row["pooler_error"])
         healthy &= ready and (path in ("pooler", "unknown") or not row["pooled"]) and not silent
-        healthy &= not row["refused"]
+        healthy &= not row["refused"] and not row.get("uncounted")
         counted = None if silent else connections(row["pools"], row["database"])
         missing = "no answer" if row["pooled"] else "none"
         clients, servers = counted if counted else (missing, missing)
@@ -172,6 +172,8 @@ def main() -> int:
         for row in rows:
             if row.get("pooler_error"):
                 print(f"{row['host']}: PgBouncer: {row['pooler_error']}", file=sys.stderr)
+            if row.get("uncounted"):
+                print(f"{row['host']}: {row['application']} {row['uncounted']}", file=sys.stderr)
             for reason in row.get("refused", []):
                 print(f"{row['host']}: {row['application']}: {reason}", file=sys.stderr)
     for sentence in differing:

@@ -7,7 +7,7 @@ from ansible.errors import AnsibleFilterError
 
 from plugins.filter import database, fleet
 from plugins.filter.application import application_databases
-from plugins.filter.connection_budget import connection_budget
+from plugins.filter.connection_budget import connection_budget, more_than_counted
 from plugins.filter.pooler_configuration import bound_databases, pooler_database
 from plugins.plugin_utils.applications import further_databases
 
@@ -250,3 +250,31 @@ def test_auth_query_bounds_a_shared_database_by_both_pools() -> None:
     settings = {"default_pool_size": 10, "reserve_pool_size": 2}
     bound = bound_databases({"shop": {}, "other": {}}, settings, apps, {}, 5)
     assert bound == {"shop": {"max_db_connections": 29}, "other": {"max_db_connections": 17}}
+
+
+@pytest.mark.parametrize(
+    ("given", "opened", "most"),
+    [
+        ({}, 15, 15),  # (2 workers and a stand-in) x (4 threads and the readiness check)
+        ({}, 16, 15),
+        ({"app_databases": {"reports": {}}}, 31, 30),
+        ({"app_processes": {"worker": {"command": "x", "connections": 4}}}, 20, 19),
+        ({"app_workers": "auto"}, 31, 30),  # 2 cores: 5 workers
+        ({"app_framework": "flask", "app_connection_pool_size": 2}, 7, 6),
+    ],
+)
+def test_application_that_opens_more_than_is_counted(given: dict, opened: int, most: int) -> None:
+    found = fleet.fleet(facts(**given), GROUPS)
+    said = more_than_counted(found, "shop", "web1", {"pooled": opened, "cores": 2})
+    if opened <= most:
+        assert said == ""
+    else:
+        assert f"has {opened} connections to its poolers, and the budget counts {most}:" in said
+    assert more_than_counted(found, "shop", "web1", {"pooled": most, "cores": 2}) == ""
+
+
+def test_nothing_is_said_of_what_nobody_counts() -> None:
+    for given in ({"app_connection_strategy": "native"}, {"app_connection_strategy": "managed"}):
+        found = fleet.fleet(facts(**given), GROUPS)
+        assert more_than_counted(found, "shop", "web1", {"pooled": 99, "cores": 2}) == ""
+    assert more_than_counted(fleet.fleet(facts(), GROUPS), "shop", "web1", {"msg": "x"}) == ""

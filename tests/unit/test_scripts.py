@@ -84,6 +84,7 @@ def test_connections_past_the_pooler_are_told_with_their_age() -> None:
 def test_way_that_is_refused_is_unhealthy_though_the_application_serves() -> None:
     """psycopg goes past a pooler with a wrong password, and serves."""
     assert status.table([{**row(200, "pooler"), "refused": ["PgBouncer at …"]}])[1] is False
+    assert status.table([{**row(200, "pooler"), "uncounted": "has 30"}])[1] is False
 
 
 def test_process_that_does_not_answer_is_no_small_number() -> None:

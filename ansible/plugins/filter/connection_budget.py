@@ -17,6 +17,7 @@ from ansible.errors import AnsibleFilterError
 from ..plugin_utils.demand import Demand, available_connections
 from ..plugin_utils.pooler_clients import client_notes, client_row
 from ..plugin_utils.pools import (
+    AUTO,
     Applications,
     client_connections,
     every_pool,
@@ -151,6 +152,37 @@ def other_servers(apps: Applications) -> list[str]:
     ]
 
 
+def more_than_counted(
+    fleet: Mapping[str, Any], name: str, host: str, ways: Mapping[str, Any]
+) -> str:
+    """Return what to do where a running application opens more than the budget counts; else "".
+
+    fleet: as of `connection_budget`. ways: what app_ways registers of the application's host:
+    pooled and cores; nothing is said where the host did not answer.
+    """
+    app = fleet["applications"].get(name)
+    opened = ways.get("pooled")
+    each = client_connections(app) if app and app["poolers"] and app["framework"] else None
+    if each is None or opened is None:
+        return ""
+    workers = app["workers"][host]
+    workers = 2 * ways["cores"] + 1 if workers == AUTO else workers
+    databases = sum(key == name or key.startswith(f"{name}.") for key in fleet["applications"])
+    processes = app["process_connections"][host]
+    # A deployment has one worker more, its stand-in.
+    most = ((workers + 1) * each + processes) * databases
+    if opened <= most:
+        return ""
+    return (
+        f"has {opened} connections to its poolers, and the budget counts {most}: ({workers} worker "
+        f"processes and a stand-in) x {each}, and {processes} of app_processes"
+        + f", in each of {databases} databases"
+        * (databases > 1)
+        + ". Set app_connection_pool_size (or app_threads) and the connections of app_processes to "
+        "what the application really opens, docs/databases.md"
+    )
+
+
 def connection_budget(fleet: Mapping[str, Any], server: Mapping[str, Any]) -> dict[str, Any]:
     """Return the connection budget of a fleet; where `add_up` refuses it, {fits: false, message}.
 
@@ -249,6 +281,7 @@ class FilterModule:
                 budget_table,
                 client_connections,
                 connection_budget,
+                more_than_counted,
                 serves_asgi,
             )
         }

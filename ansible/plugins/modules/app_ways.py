@@ -74,6 +74,10 @@ direct:
   description: How many it has to PostgreSQL itself.
   type: int
   returned: success
+cores:
+  description: The host's processor cores, of which app_workers C(auto) is made.
+  type: int
+  returned: success
 since:
   description: When the oldest of these was made, in UTC; empty where nobody tells.
   type: str
@@ -85,6 +89,7 @@ refused:
   returned: success
 """
 
+import os
 import pwd
 
 from ..module_utils.libpq_login import log_in
@@ -146,6 +151,7 @@ def main() -> None:
         changed=False,
         pooled=sum(peer in poolers for _, peer in open_now),
         direct=len(ports),
+        cores=len(os.sched_getaffinity(0)),
         since=since,
         refused=refused,
     )
