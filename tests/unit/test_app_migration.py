@@ -543,6 +543,8 @@ def test_listed_migrations_hide_secrets(project: Project) -> None:
     [
         ("canceling statement due to lock timeout", "run this again at a quieter time"),
         ("Unit shop-migrate.service was already loaded", "wait for it to end"),
+        ("ValueError: invalid interpolation syntax in 'postgresql://…'", 'replace("%", "%%")'),
+        ("ConnectionDoesNotExist: The connection 'reports' doesn't exist.", "app_databases names"),
         ("no such column", ""),
     ],
 )

@@ -838,6 +838,30 @@ def test_interrupted_first_deployment_leaves_nothing_enabled(
     assert host.systemd.started == {}
 
 
+@pytest.mark.parametrize(
+    ("answer", "log", "advice"),
+    [
+        ("boom", "unsupported startup parameter: connect_timeout", "DATABASE_URL: plain_url"),
+        ("boom", "unsupported startup parameter: search_path", "declare it in app_database_sett"),
+        ("boom", "ValueError: invalid literal for int() with base 10: '6432,5432'", "it is a list"),
+        ("boom", "pydantic: Input should be a valid URL, empty host", "DATABASE_URL: plain_url"),
+        ("boom", "OSError: [Errno 30] Read-only file system: '/x'", "app_state_directories"),
+        ("boom", "Invalid HTTP_HOST header: '127.0.0.1:8000'", "app_health_headers"),
+        ("boom", "all is well", ""),
+    ],
+)
+def test_refused_trial_says_what_to_do(
+    serving: Host, monkeypatch: pytest.MonkeyPatch, answer: str, log: str, advice: str
+) -> None:
+    monkeypatch.setattr(app_release, "log_end", lambda unit, **_: log)
+    serving.systemd.fails["shop-next.service r2"] = answer
+    message = serving.deploy("r2")["msg"]
+    before = message.partition(f"The log of shop-next.service ends with: {log}")[0]
+    assert advice in before
+    known = [hint for hint in app_release.HINTS.values() if hint in before]
+    assert len(set(known)) == (1 if advice else 0)
+
+
 def test_failed_release_brings_a_removed_worker_back(
     serving: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -160,6 +160,14 @@ HINTS = {
         "again at a quieter time. A concurrent index build, which holds up no query, may wait "
         "longer: docs/databases.md has the migration"
     ),
+    "invalid interpolation syntax": (
+        "Alembic's ini reads % as its own: in migrations/env.py double it, "
+        'url.replace("%", "%%") (docs/databases.md)'
+    ),
+    "ConnectionDoesNotExist": (
+        "The settings have no alias of this name in DATABASES, which app_databases names: add it, "
+        "or give app_migration_command (docs/databases.md)"
+    ),
     "canceling statement due to statement timeout": (
         "A statement took longer than app_migration_statement_timeout: raise it and run "
         "ansible/playbooks/database.yml first"

@@ -204,7 +204,40 @@ WITHDRAWN = " withdrawn"
 """End of a line of the history: a rollback went back from this release."""
 UNSERVED_SECONDS = 3600
 """Age at which a release that was built and never served is removed."""
+REDIRECTED = (
+    "Where an application redirects to HTTPS: app_health_headers: {X-Forwarded-Proto: https}; "
+    "where it redirects to a login, another app_health_path."
+)
+PLAIN_URL = (
+    "What reads the URL knows no lists of hosts, or hands its parameters on: "
+    "app_environment_names: {DATABASE_URL: plain_url}, or other names of its parts "
+    "(docs/databases.md, Readers of the URL)."
+)
 HINTS = {
+    "unsupported startup parameter: connect_timeout": PLAIN_URL,
+    "unexpected keyword argument 'connect_timeout'": PLAIN_URL,
+    "valid URL, empty host": PLAIN_URL,
+    "invalid literal for int() with base 10": (
+        "If that is the database's port, it is a list because of the fallback: "
+        "app_environment_names: {DATABASE_URL: plain_url}, or app_database_fallback_enabled: false "
+        "(docs/databases.md)."
+    ),
+    "Read-only file system": (
+        "The application may write to app_state_directories alone (docs/files-and-commands.md)."
+    ),
+    "Invalid HTTP_HOST header": (
+        "The health check has to name a host that is allowed: app_health_headers: {Host: …}."
+    ),
+    "status 301": REDIRECTED,
+    "status 302": REDIRECTED,
+    "prepared statement": (
+        "In transaction mode the driver must not prepare statements by itself (docs/strategies.md, "
+        "and the settings of docs/applications.md), or app_pool_mode: session."
+    ),
+    "permission denied for table": (
+        "The table belongs to somebody else: ansible/playbooks/database.yml names such tables "
+        "(docs/databases.md)."
+    ),
     "unsupported startup parameter": (
         "The application asks for a setting in its connection options, which a pooler refuses: "
         "declare it in app_database_settings and take it out of the options."
@@ -217,7 +250,7 @@ HINTS = {
         "it, ansible/playbooks/database.yml sets it after a change."
     ),
 }
-"""What to do about words in an application's log."""
+"""What to do about words in an application's answer or log; the first that is there counts."""
 MESSAGE_CHARACTERS = 2000
 """Of each line of a message: an application may log a whole request in one."""
 ANSWER_SECONDS = 6.0
@@ -475,7 +508,7 @@ class Application:
         if ready:
             return said
         log = log_end(unit, since=since)
-        hints = [hint for words, hint in HINTS.items() if words in said + log]
+        hints = [hint for words, hint in HINTS.items() if words in said + log][:1]
         raise Refused(
             f"{self.health.path} did not answer 200 within {self.timeout} s: {said}. "
             + " ".join([*hints, f"The log of {unit} ends with: {log}"])
