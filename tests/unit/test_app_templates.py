@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 from collections.abc import Callable
 from configparser import ConfigParser
 from itertools import product
@@ -83,6 +84,9 @@ FILES = {
     "shop.socket": ("etc/systemd/system/app.socket.j2", {}),
 }
 
+COMMANDS = ("pending", "upgrade")
+"""Of the frameworks in roles/app/vars."""
+
 Rendered = dict[str, dict[str, str]]
 
 
@@ -100,6 +104,7 @@ def rendered(
         name: f"{{{{ lookup('ansible.builtin.template', '{path}', template_vars={variables}) }}}}"
         for name, (path, variables) in FILES.items()
     }
+    texts |= {f"{kind}.json": f"{{{{ _app_framework.{kind} | to_json }}}}" for kind in COMMANDS}
     task = {"name": "Render", "ansible.builtin.debug": {"msg": texts}}
     (role / "tasks/main.yml").write_text(yaml.safe_dump([task]))
     hosts = {
@@ -188,6 +193,34 @@ def test_further_databases_have_their_own_variables(rendered: Rendered) -> None:
     assert services["shop.replica"]["dbname"] == "shop_replica"
     assert services["shop.replica_direct"]["dbname"] == "shop"
     assert "shop.replica_owner" not in services
+
+
+def commands(files: dict[str, object]) -> list[list[str]]:
+    """Return the commands of migrations; Ansible may have read the JSON already."""
+    found = [files[f"{kind}.json"] for kind in COMMANDS]
+    return [json.loads(text) if isinstance(text, str) else text for text in found]
+
+
+def test_django_migrates_each_database_that_poolkit_makes(rendered: Rendered) -> None:
+    plan = "python manage.py showmigrations --plan"
+    assert commands(rendered["pgbouncer-wsgi"]) == [
+        plan.split(),
+        ["python", "manage.py", "migrate", "--noinput"],
+    ]
+    pending, upgrade = commands(rendered["further"])
+    assert pending[:2] == upgrade[:2] == ["sh", "-ec"]
+    migrate = "python manage.py migrate --noinput"
+    assert upgrade[2].strip() == f"{migrate}; {migrate} --database reports"
+    first, second, edit = pending[2].strip().split("; ")
+    assert (first, second) == (plan, f"{plan} --database reports > /tmp/plan")
+    # Each name tells its database, and what is applied already does not match.
+    edited = subprocess.run(
+        ["sh", "-c", edit.replace("/tmp/plan", "-")],
+        input="[ ]  items.0001_initial\n[X]  auth.0001_initial\n",
+        capture_output=True,
+        text=True,
+    )
+    assert edited.stdout == "[ ]  reports:items.0001_initial\n[X]  reports:auth.0001_initial\n"
 
 
 def test_every_strategy_is_in_the_table() -> None:
