@@ -1,7 +1,8 @@
 """An application with everything at once: two releases and the way back under load, on two hosts.
 
-Static files with hashed names, uploads, a worker, a timer, a second database, a system package, a
-schema of its own, one that a migration makes, and objects of a superuser in its database.
+Static files with hashed names, uploads, a worker, a timer, a second database and a replica, a
+system package, a schema of its own, one that a migration makes, and objects of a superuser in its
+database.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ DATABASE_ROUTERS = ["reports.router.Router"]
 URLS = """
 import subprocess
 from django.conf import settings
+from django.db import connections
 from django.http import HttpResponse
 from django.templatetags.static import static
 from django.urls import re_path
@@ -39,6 +41,8 @@ from reports.models import Report
 
 def page(request):
     said = subprocess.run(["hello"], capture_output=True, text=True).stdout.strip()
+    with connections["replica"].cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM estate.items")
     return HttpResponse(f"{settings.APP_VERSION} {static('page.css')} {said}")
 
 @csrf_exempt
@@ -138,7 +142,8 @@ VARIABLES = {
         "worker": {"command": "work.py", "connections": 1},
         "tick": {"command": "manage.py tick", "schedule": "*:*:0/4"},
     },
-    "app_databases": {"reports": {}},
+    # Another server is not to be had here: the replica is the same one, by its address.
+    "app_databases": {"reports": {}, "replica": {"host": "172.29.218.30"}},
     "app_database_settings": {"search_path": ["estate", "public"], "statement_timeout": "20s"},
     # Two pools of 10 + 2 on two hosts would be more than PostgreSQL takes: the budget says so.
     "pgbouncer_databases": {"estate_reports": {"pool_size": 4}},
@@ -245,11 +250,10 @@ def test_two_releases_and_back_under_load(estate: tuple[Site, dict[str, Path]]) 
     )
     assert "estate gets no rights on public.replication_audit (postgres)" in second.output
     assert "Hello, world!" in httpx.get(f"{site.urls['web1']}/page").text
-    # Both databases are the pooler's, each with a pool.
-    assert set(re.findall(r"^estate\w*", site.served(), re.MULTILINE)) >= {
-        "estate",
-        "estate_reports",
-    }
+    # All databases are the pooler's, each with a pool.
+    served = set(re.findall(r"^estate\w*", site.served(), re.MULTILINE))
+    assert served == {"estate", "estate_reports", "estate_replica"}
+    assert "estate.replica is on 172.29.218.30:5432, which is not the server" in second.output
 
 
 def test_a_worker_that_is_killed_comes_back_with_its_release(

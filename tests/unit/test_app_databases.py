@@ -198,6 +198,7 @@ def test_what_is_refused(given: object, words: str) -> None:
         ({"reports": {"user": "shop"}}, "both use the role 'shop'"),
         ({"reports": {"settings": {"search_path": "a, b"}}}, "reports.settings.search_path is"),
         ({"a": {"host": "db2", "database": "x"}, "b": {"host": "db3", "database": "x"}}, "on two"),
+        ({"a": {"host": "db1"}}, "app_databases.a.host is the inventory's own server"),
         ({"a": {"database": "shop"}}, "'shop' and 'shop.a' both use the role 'shop'"),
     ],
 )

@@ -70,7 +70,7 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
     entries = []
     for entry in found.values():
         if entry["strategy"] != "managed":
-            entries += [entry, *_further(entry, entry.pop("databases"), entry["hosts"][0])]
+            entries += [entry, *_further(entry, entry.pop("databases"), hostvars)]
     used = poolers_of(hostvars, groups)
     order = {pooler: number for number, pooler in enumerate(groups.get("pgbouncer", []))}
     for entry in entries:
@@ -233,11 +233,18 @@ def _elsewhere(
     }
 
 
-def _further(entry: Mapping[str, Any], databases: Any, host: str) -> list[dict[str, Any]]:
+def _further(entry: Mapping[str, Any], databases: Any, hostvars: Hostvars) -> list[dict[str, Any]]:
     """Return the entries of an application's further databases."""
     found = []
+    host = entry["hosts"][0]
+    inventorys = [str(hostvars[host].get(name)) for name in ("database_host", "database_port")]
     for alias, own in further_databases(databases, entry, f"{host}: app_databases").items():
         variable = f"app_databases.{alias}."
+        if own["server"] and [own["server"]["host"], str(own["server"]["port"])] == inventorys:
+            raise AnsibleFilterError(
+                f"{host}: {variable}host is the inventory's own server, whose connections are "
+                "counted: leave host out, and poolkit makes the database there"
+            )
         search_path = {key: value for key, value in own["settings"].items() if key == "search_path"}
         owner_settings = {k: v for k, v in entry["owner_settings"].items() if k != "search_path"}
         further = {
