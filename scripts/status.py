@@ -69,6 +69,19 @@ def said(readiness: object, key: str, default: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in value[:200])
 
 
+def unseen(row: dict) -> str:
+    """Return what to look at where nothing tells that an application uses its pooler."""
+    if not row.get("pooled") or row.get("pooler_error") or row.get("status") != 200:
+        return ""
+    if said(row["readiness"], "path", "") or connections(row["pools"], row["database"]) != (0, 0):
+        return ""
+    return (
+        "has no connection to its pooler, and its health path names no way (path: unknown). If "
+        "that stays so under traffic, it uses another database, or reads another variable than "
+        "DATABASE_URL: docs/databases.md"
+    )
+
+
 def reports(playbook_output: dict, play: str) -> list[dict]:
     """Return what the last task of a play said of each of its hosts; {host} of the silent.
 
@@ -174,6 +187,8 @@ def main() -> int:
                 print(f"{row['host']}: PgBouncer: {row['pooler_error']}", file=sys.stderr)
             if row.get("uncounted"):
                 print(f"{row['host']}: {row['application']} {row['uncounted']}", file=sys.stderr)
+            if quiet := unseen(row):
+                print(f"{row['host']}: {row['application']} {quiet}", file=sys.stderr)
             for reason in row.get("refused", []):
                 print(f"{row['host']}: {row['application']}: {reason}", file=sys.stderr)
     for sentence in differing:

@@ -120,6 +120,8 @@ def rendered(
     hosts["state"] = {**KINDS["wsgi"], "app_state_directories": ["media", "cache"]}
     further = {"reports": {}, "replica": {"host": "db2", "port": 5433}}
     hosts["further"] = {**KINDS["wsgi"], "app_databases": further}
+    deeper = {**COMMON["__app_packed"], "migrations": "src/shop/migrations"}
+    hosts["deeper"] = {**KINDS["flask"], "__app_packed": deeper}
     hosts["limits"] = {**KINDS["wsgi"], "app_resource_limits": {"TasksMax": 9, "MemoryMax": "1G"}}
     verified = {**KINDS["wsgi"], "database_sslmode": "verify-full", "database_ca_file": "/ca.pem"}
     hosts["verified"] = verified
@@ -221,6 +223,18 @@ def test_django_migrates_each_database_that_poolkit_makes(rendered: Rendered) ->
         text=True,
     )
     assert edited.stdout == "[ ]  reports:items.0001_initial\n[X]  reports:auth.0001_initial\n"
+
+
+def test_flask_migrates_from_where_its_migrations_are(rendered: Rendered) -> None:
+    pending, upgrade = commands(rendered["pgbouncer-flask"])
+    flask = ["flask", "--app", "app:create_app()", "db"]
+    assert upgrade == [*flask, "upgrade", "heads"]
+    assert "db current  > /tmp/current" in pending[2]
+    pending, upgrade = commands(rendered["deeper"])
+    folder = ["--directory", "src/shop/migrations"]
+    assert upgrade == [*flask, "upgrade", *folder, "heads"]
+    for command in ("current", "heads"):
+        assert f" db {command} {' '.join(folder)} > /tmp/{command};" in pending[2]
 
 
 def test_every_strategy_is_in_the_table() -> None:

@@ -74,6 +74,22 @@ def test_only_the_pooled_path_counts_as_healthy() -> None:
     assert status.table([])[1] is False
 
 
+def test_application_that_nobody_sees_at_its_pooler_is_named() -> None:
+    """One that falls back to sqlite answers 200 as well."""
+    idle = {**row(200, "pooler"), "readiness": {}, "pools": pools("shop,shop,0,0,0,0,0,0")}
+    assert "has no connection to its pooler" in status.unseen(idle)
+    for other in (
+        {"pools": POOLS},
+        {"readiness": {"path": "pooler"}},
+        {"pooled": False},
+        {"pooler_error": "process 2: no answer"},
+        {"status": 503},
+        {"pools": []},  # of another host
+    ):
+        assert status.unseen({**idle, **other}) == ""
+    assert status.unseen({"host": "web2"}) == ""
+
+
 def test_connections_past_the_pooler_are_told_with_their_age() -> None:
     since = {"direct": 3, "direct_since": "2026-11-27 05:00:00"}
     view, healthy = status.table([{**row(200, "pooler"), **since}])

@@ -268,6 +268,8 @@ def test_flasks_migrations_may_be_deeper(source: Path, folder: str) -> None:
     (source / folder).mkdir(parents=True)
     (source / folder / "env.py").touch()
     assert source_archive.source_error(tree(source), "gunicorn==1", [names], []) is None
+    deeper = folder if folder != "migrations" else ""
+    assert source_archive.migrations_folder(source, [names]) == deeper
 
 
 def test_missing_directory_is_refused(pack_source: Callable[..., dict], tmp_path: Path) -> None:

@@ -223,8 +223,8 @@ def python_misfit(requires: str, version: str, python: str) -> str:
         return ""
     return (
         f"app_python is {python}, version {version}, but the source's pyproject.toml says "
-        f"requires-python {requires}: name another one, such as python3.13, or the absolute path "
-        "of one that you have installed (docs/sources.md)"
+        f"requires-python {requires}: name one that the distribution has, or the absolute path of "
+        "one that you have installed (docs/sources.md)"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
 PUBLIC = (
@@ -115,6 +116,8 @@ def of_environment(text: str) -> set[str]:
         names |= names_of_url(given.get(name, ""))
     found = passwords(text)
     for name, value in given.items():
+        if value.startswith("/") and Path(value).exists():
+            continue  # a path of the host, which messages name
         if name not in PUBLIC and len(value) >= SHORTEST and value.strip() not in names:
             found |= {value, *lines(value)}
     return {value for value in found if value.strip()}

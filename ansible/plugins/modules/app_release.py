@@ -200,6 +200,9 @@ RUN = Path("/run")
 STAGED = ("app.env", "gunicorn.conf.py", "pg_service.conf", "pgpass", "database_ca.crt")
 """Files of the configuration that a release under trial has its own copies of."""
 RETRY_SECONDS = 0.1
+ENDED = "its process ended"
+ANSWERED_SECONDS = 0.5
+"""How long to wait after an answer that is not 200."""
 WITHDRAWN = " withdrawn"
 """End of a line of the history: a rollback went back from this release."""
 UNSERVED_SECONDS = 3600
@@ -494,10 +497,12 @@ class Application:
                 if status == 200:
                     return True, body
                 said = f"status {status}, {body.strip()[:500]}"
+                # It runs, and says why it is not ready, perhaps in its log as well.
+                time.sleep(ANSWERED_SECONDS)
             except (OSError, http.client.HTTPException) as error:
                 said = f"{type(error).__name__}: {error}"
             if unit == self.next and not self.active(unit):
-                break
+                return False, ENDED
             time.sleep(RETRY_SECONDS)
         return False, said
 
@@ -509,8 +514,9 @@ class Application:
             return said
         log = log_end(unit, since=since)
         hints = [hint for words, hint in HINTS.items() if words in said + log][:1]
+        limit = "" if said == ENDED else f" within {self.timeout} s"
         raise Refused(
-            f"{self.health.path} did not answer 200 within {self.timeout} s: {said}. "
+            f"{self.health.path} did not answer 200{limit}: {said}. "
             + " ".join([*hints, f"The log of {unit} ends with: {log}"])
         )
 

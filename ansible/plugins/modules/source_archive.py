@@ -123,6 +123,10 @@ requires_python:
   description: C(requires-python) of its pyproject.toml; empty without one.
   type: str
   returned: success
+migrations:
+  description: Folder of the migrations, where it is deeper in the source than usual; else empty.
+  type: str
+  returned: success
 brought:
   description: What the application's lock lacks and was added, such as C(gunicorn==27.0.1).
   type: list
@@ -235,6 +239,20 @@ def has_file(folder: Path, name: str) -> bool:
     for key in table.split("."):
         found = found.get(key) if isinstance(found, dict) else None
     return isinstance(found, dict)
+
+
+def migrations_folder(folder: Path, required_files: list[str]) -> str:
+    """Return the folder of migrations that is not where its framework looks; "" for none.
+
+    required_files: as of the module; a pattern stands for places where it may be as well.
+    """
+    for names in required_files:
+        first, *others = names.split("|")
+        patterns = [name for name in others if "*" in name]
+        if not has_file(folder, first):
+            found = (path for pattern in patterns for path in sorted(folder.glob(pattern)))
+            return next((str(path.relative_to(folder).parent) for path in found), "")
+    return ""
 
 
 def required_python(folder: Path) -> str:
@@ -352,6 +370,7 @@ def released(tree: Tree, parameters: dict) -> dict[str, object]:
     """Check and pack the tree; return the module's result."""
     name, text, projects = locked_requirements(tree, parameters["requirements"])
     files, packages = parameters["required_files"], parameters["required_packages"]
+    files_wanted = files
     text, brought = completed(text, packages, parameters["servers"])
     requirements = normalised(text)
     if error := source_error(tree, requirements, files, packages):
@@ -373,6 +392,7 @@ def released(tree: Tree, parameters: dict) -> dict[str, object]:
         "python_path": python_path(tree, projects),
         "requires_python": required_python(tree.path),
         "brought": brought,
+        "migrations": migrations_folder(tree.path, files_wanted),
         "revision": tree.revision,
     }
 
