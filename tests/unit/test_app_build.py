@@ -36,6 +36,10 @@ def built(
         first = next(n for n, word in enumerate(command) if n and not word.startswith("--"))
         folder = next(w for w in command if w.startswith("--property=WorkingDirectory="))
         words = [word.replace("$$", "$") for word in command[first:]]
+        # The virtual environment's PATH, in which these tests have no Python.
+        assert words[0] == "/usr/bin/env"
+        assert any(f"PATH={folder.rpartition('=')[2]}/.venv/bin:" in word for word in words)
+        words = [word for word in words if not word.startswith("PATH=")]
         path = f"{tmp_path}/programs:{os.environ['PATH']}"
         environment = {"PATH": path, "STATIC_ROOT": run.static_root}
         where = folder.rpartition("=")[2]

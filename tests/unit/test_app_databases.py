@@ -9,6 +9,7 @@ from plugins.filter import database, fleet
 from plugins.filter.application import application_databases
 from plugins.filter.connection_budget import connection_budget, more_than_counted
 from plugins.filter.pooler_configuration import bound_databases, pooler_database
+from plugins.plugin_utils import role_defaults
 from plugins.plugin_utils.applications import further_databases
 
 SEED = "0123456789abcdef"
@@ -178,7 +179,9 @@ def test_ways_without_a_pooler() -> None:
         ({"reports": {"settings": []}}, "app_databases.reports.settings is no mapping"),
         ({"reports": {"port": 5432}}, "app_databases.reports.port is only for another server"),
         ({"r": {"host": "db2", "owner": "x"}}, "app_databases.r.owner is for a database that"),
-        ({"r": {"host": "db2", "user": "x"}}, "app_databases.r.user needs a password"),
+        ({"r": {"host": "db2", "user": "x"}}, "app_databases.r: give user and password toget"),
+        ({"r": {"host": "db2", "password": "x"}}, "app_databases.r: give user and password toget"),
+        ({"r_direct": {}}, "app_databases.r_direct: use a lower-case letter"),
         ({"r": {"host": "db2 db3"}}, "app_databases.r.host is 'db2 db3'"),
         ({"r": {"host": "db2", "port": "x"}}, "app_databases.r.port is 'x': give a whole number"),
     ],
@@ -198,6 +201,14 @@ def test_what_is_refused(given: object, words: str) -> None:
         ({"reports": {"user": "shop"}}, "both use the role 'shop'"),
         ({"reports": {"settings": {"search_path": "a, b"}}}, "reports.settings.search_path is"),
         ({"a": {"host": "db2", "database": "x"}, "b": {"host": "db3", "database": "x"}}, "on two"),
+        (
+            {"a": {"host": "db2", "database": "x", "user": "shop", "password": "other"}},
+            "shop and shop.a both log in as 'shop', with different passwords",
+        ),
+        (
+            {"a": {"host": "db2", "database": "x", "user": "shop_owner", "password": "other"}},
+            "are both 'shop_owner'",
+        ),
         ({"a": {"host": "db1"}}, "app_databases.a.host is the inventory's own server"),
         ({"a": {"database": "shop"}}, "'shop' and 'shop.a' both use the role 'shop'"),
     ],
@@ -279,3 +290,64 @@ def test_nothing_is_said_of_what_nobody_counts() -> None:
         found = fleet.fleet(facts(**given), GROUPS)
         assert more_than_counted(found, "shop", "web1", {"pooled": 99, "cores": 2}) == ""
     assert more_than_counted(fleet.fleet(facts(), GROUPS), "shop", "web1", {"msg": "x"}) == ""
+
+
+def elsewhere(**changes: object) -> dict:
+    """Return the fleet of two applications that use one database on another server."""
+    warehouse = {"host": "db2", "database": "facts", "user": "reader", "password": "p"}
+    hosts = facts(app_databases={"facts": warehouse})
+    given = changes.pop("given", {})
+    second = {"app_name": "blog", "private_address": "192.0.2.2", **changes}
+    hosts["web2"] = {**hosts["web1"], **second}
+    hosts["web2"]["app_databases"] = {"facts": {**warehouse, **given}}
+    hosts["pool1"] = {**hosts["web1"], "private_address": "192.0.2.3"}
+    groups = GROUPS | {"applications": ["web1", "web2"], "pgbouncer": ["pool1"]}
+    return fleet.fleet(hosts, groups)
+
+
+def test_two_applications_share_a_database_elsewhere_as_one_user() -> None:
+    assert elsewhere()["errors"] == []
+    (error,) = elsewhere(given={"user": "other"})["errors"]
+    assert "shop.facts and blog.facts share 'facts' on another server" in error
+    assert "app_pool_mode transaction" in elsewhere(app_pool_mode="session")["errors"][0]
+    taken = elsewhere(given={"database": "blog_facts", "user": "shop_owner"})["errors"][0]
+    assert "blog.facts logs in as 'shop_owner', the app_database_owner of shop" in taken
+
+
+def test_what_a_pooler_gets_fits_its_roles_spec() -> None:
+    """Ansible validates it: an option that the spec does not know stops the deployment."""
+    spec = role_defaults.options("pgbouncer")["pgbouncer_applications"]["options"]
+    other = {"host": "db2", "database": "facts", "user": "r", "password": "hidden-there"}
+    hosts = facts(app_databases={"reports": {}, "replica": {"host": "db2"}, "facts": other})
+    for entry in fleet.pooler_applications(fleet.fleet(hosts, GROUPS), "web1", hosts):
+        assert set(entry) <= set(spec)
+        assert set(entry.get("server", {})) <= set(spec["server"]["options"])
+    assert spec["server"]["options"]["password"]["no_log"] is True
+
+
+def test_replica_does_not_unbind_a_hung_server() -> None:
+    """query_timeout follows from the time-outs of every user; a replica has the same role."""
+    settings = {"statement_timeout": "4s", "idle_in_transaction_session_timeout": "4s"}
+    given = {"app_databases": {"replica": {"host": "db2"}}, "app_database_settings": settings}
+    hosts = facts(**given)
+    _, replica = fleet.pooler_applications(fleet.fleet(hosts, GROUPS), "web1", hosts)
+    assert replica["statement_timeout"] == "4s"
+
+
+def test_automatic_pool_elsewhere_is_refused() -> None:
+    sizes = {"shop_replica": {"pool_size": "auto"}}
+    hosts = facts(app_databases={"replica": {"host": "db2"}}, pgbouncer_databases=sizes)
+    plan = connection_budget(fleet.fleet(hosts, GROUPS), {})
+    assert "shop_replica is on another server, whose connections nobody adds up" in plan["message"]
+
+
+def test_limits_of_clients_hold_for_all_who_share_them() -> None:
+    replica = {"replica": {"host": "db2"}}
+    limit = {"pgbouncer_users": {"shop": {"max_user_client_connections": 15}}}
+    fits = connection_budget(fleet.fleet(facts(**limit), GROUPS), {})
+    assert fits["fits"]
+    plan = connection_budget(fleet.fleet(facts(app_databases=replica, **limit), GROUPS), {})
+    assert (
+        "is 15, but 30 clients may come at once (15 of shop, 15 of shop.replica)"
+        in (plan["message"])
+    )

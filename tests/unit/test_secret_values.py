@@ -3,6 +3,7 @@
 import json
 import shlex
 import traceback
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -128,3 +129,10 @@ def test_line_of_a_secret_is_hidden() -> None:
 
 def test_secret_of_asterisks() -> None:
     assert hide("a*b hunter2", {"*", "hunter2"}) == "a********b ********"
+
+
+def test_paths_of_the_host_are_no_secrets(tmp_path: Path) -> None:
+    long = "/" + "A" * 300  # a key in base64 may begin like a path
+    found = of_environment(environment(DATA=str(tmp_path), SIGNING=long, OTHER="/no/such/path"))
+    assert str(tmp_path) not in found
+    assert {long, "/no/such/path"} <= found

@@ -110,6 +110,12 @@ def add_up(
     )
     sizes_of: dict[str, dict] = {}
     elsewhere = pools_of([app for app in everywhere if app["server"]], hostvars)
+    for pool in every_pool(elsewhere, []):
+        if pool.size is None and not automatic:
+            raise AnsibleFilterError(
+                f"{pool.host}: {pool.size_variable} is auto, but {pool.database} is on another "
+                "server, whose connections nobody adds up: give a number"
+            )
     for pool in [*every_pool(pools, further), *every_pool(elsewhere, [])]:
         if pool.derived or pool.size is None:
             size = auto_size if pool.size is None else pool.size

@@ -112,6 +112,8 @@ def database_changes(
 
     def is_ready(app: Mapping[str, Any]) -> bool:
         has_roles = app["user"] in found and app["owner"] in usable
+        if databases.get(app["database"], {}).get("owner") in app["adopt_from"]:
+            return False  # as the owner nothing can be granted before it is handed over
         return has_auth and has_roles and app["database"] in databases
 
     return {
@@ -126,9 +128,7 @@ def database_changes(
         ],
         "databases": [app["name"] for app in apps if not made(app)],
         "adopted": [
-            app["name"]
-            for app in apps
-            if app["adopt_from"] and app["database"] in databases and app["owner"] in found | roles
+            app["name"] for app in apps if app["adopt_from"] and app["database"] in databases
         ],
         "ready": [app["name"] for app in apps if is_ready(app) or not check],
     }

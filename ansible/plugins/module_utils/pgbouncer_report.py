@@ -45,7 +45,7 @@ def shown(
             "before_header": path,
             "after_header": path,
             "before": CLEAR_PASSWORD.sub("password=***", before[path] or ""),
-            "after": after[path],
+            "after": CLEAR_PASSWORD.sub("password=***", after[path]),
         }
 
     return [one(path) for path, content in after.items() if before[path] != content]

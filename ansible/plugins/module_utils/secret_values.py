@@ -116,11 +116,19 @@ def of_environment(text: str) -> set[str]:
         names |= names_of_url(given.get(name, ""))
     found = passwords(text)
     for name, value in given.items():
-        if value.startswith("/") and Path(value).exists():
-            continue  # a path of the host, which messages name
+        if value.startswith("/") and is_path(value):
+            continue  # of the host, which messages name
         if name not in PUBLIC and len(value) >= SHORTEST and value.strip() not in names:
             found |= {value, *lines(value)}
     return {value for value in found if value.strip()}
+
+
+def is_path(value: str) -> bool:
+    """Say whether a path of this host has this name; one that is too long is none."""
+    try:
+        return Path(value).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def lines(value: str) -> set[str]:

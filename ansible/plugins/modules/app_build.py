@@ -184,8 +184,10 @@ class Steps:
         command = [
             *("systemd-run", "--quiet", "--pipe", "--wait", "--collect", f"--unit={unit}"),
             *(f"--property={line}" for line in lines),
-            *(f"--setenv={key}={value}" for key, value in variables.items()),
-            # systemd puts variables of its own in the place of a single $.
+            # After the environment's file, which may have a PATH. systemd puts variables of its own
+            # in the place of a single $.
+            "/usr/bin/env",
+            *(f"{key}={value}".replace("$", "$$") for key, value in variables.items()),
             *(word.replace("$", "$$") for word in words),
         ]
         done = subprocess.run(
@@ -343,6 +345,19 @@ def keep_earlier(releases: Path, root: Path, own: list[str]) -> int:
     return kept
 
 
+def discard(release: Path, root: Path) -> None:
+    """Remove a release that cannot be built, so that the next run unpacks it anew.
+
+    One that serves, from before there were build steps, stays.
+    """
+    links = (root / name for name in ("current", "next"))
+    if release not in {link.resolve() for link in links if link.is_symlink()}:
+        # Half a release must not be taken for a whole one.
+        half = release.with_name(f".{release.name}")
+        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(release.rename(half), ignore_errors=True)
+
+
 def main() -> None:
     os.umask(0o022)
     module = UnloggedModule(
@@ -376,8 +391,12 @@ def main() -> None:
                 module.exit_json(changed=False)
             steps = Steps(given)
             drop_kept(steps.release)
-            steps.build()
-            result = steps.collect()
+            try:
+                steps.build()
+                result = steps.collect()
+            except Refused:
+                discard(release, Path(given["root"]))
+                raise
             write(release / BUILT, "", 0o644)
     except KeyError:
         module.fail_json(msg=f"{given['name']}: there is no user {user} on this host")

@@ -159,7 +159,7 @@ from ..module_utils.locking import Locked, lock
 from ..module_utils.pgbouncer_console import PATH
 from ..module_utils.pgbouncer_pooler import running
 from ..module_utils.pgbouncer_process import pgbouncer_path
-from ..module_utils.pgbouncer_report import first_time
+from ..module_utils.pgbouncer_report import CLEAR_PASSWORD, first_time
 from ..module_utils.pgbouncer_transaction import Transaction
 from ..module_utils.pgbouncer_trial import remove_trials
 from ..module_utils.refused import Refused
@@ -207,12 +207,20 @@ def argument_spec() -> dict[str, Any]:
     }
 
 
+def hide_passwords(params: dict[str, Any]) -> None:
+    """Take the passwords of [databases] out of the parameters, which Ansible prints at -vvv."""
+    config = params["config"]
+    config["content"] = CLEAR_PASSWORD.sub("password=***", config["content"])
+
+
 def main() -> None:
     module = UnloggedModule(argument_spec=argument_spec(), supports_check_mode=True)
     params = module.params
     installed, known = pgbouncer_path() is not None, has_user(params["user"])
     if module.check_mode and not (installed and known):
-        module.exit_json(**first_time(params))
+        result = first_time(params)
+        hide_passwords(params)
+        module.exit_json(**result)
     if not installed:
         module.fail_json(msg="PgBouncer is not installed on this host")
     if not known:
@@ -223,8 +231,11 @@ def main() -> None:
         seconds = lock_seconds(processes, params["drain_seconds"], params["timeout_seconds"])
         with lock(Path("/run/poolkit-pgbouncer.lock"), seconds):
             remove_trials()
-            module.exit_json(**Transaction(module).run())
+            result = Transaction(module).run()
+            hide_passwords(params)
+            module.exit_json(**result)
     except (Refused, Locked, OSError, ValueError, subprocess.SubprocessError) as error:
+        hide_passwords(params)
         # What happens after the swap is caught by restore().
         module.fail_json(msg=f"{error}. Nothing was changed.")
 

@@ -83,6 +83,7 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
         entry["hosts_at_once"] = batch_size(entry.pop("serial"), len(entry["hosts"]))
     _refuse_shared([entry for entry in entries if not entry["server"]], admin_user)
     _refuse_same_name(entries)
+    _refuse_two_passwords(entries)
     return entries
 
 
@@ -149,8 +150,9 @@ def _check_names(entry: Mapping[str, Any], database: str, prefix: str, host: str
 FURTHER = ("database", "user", "password", "owner", "owner_password", "settings", "host", "port")
 """The keys of an entry of app_databases."""
 
-ALIAS = re.compile(r"(?!(default|direct|database)$)[a-z][a-z0-9_]{0,30}")
-"""Names of further databases: they begin environment variables, and are Django's aliases."""
+ALIAS = re.compile(r"(?!(default|direct|database)$|.*_(direct|owner)$)[a-z][a-z0-9_]{0,30}")
+"""Names of further databases: they begin environment variables, are Django's aliases, and end the
+names of services, beside those of NAME_direct and NAME_owner."""
 
 
 def further_databases(
@@ -173,7 +175,7 @@ def further_databases(
         if not ALIAS.fullmatch(str(alias)):
             raise AnsibleFilterError(
                 f"{name}: use a lower-case letter, then at most 30 lower-case letters, digits and "
-                "_; default, direct and database are taken"
+                "_; default, direct, database and names that end with _direct or _owner are taken"
             )
         if not isinstance(given, Mapping):
             raise AnsibleFilterError(f"{name} is no mapping: give {{}}, or {{database: …}}")
@@ -210,8 +212,11 @@ def _elsewhere(
                 f"{name}.{key} is for a database that poolkit makes, and not for one on another "
                 "server (host): remove it"
             )
-    if "user" in given and "password" not in given:
-        raise AnsibleFilterError(f"{name}.user needs a password beside it")
+    if ("user" in given) != ("password" in given):
+        raise AnsibleFilterError(
+            f"{name}: give user and password together, or none of them where the server has the "
+            "application's own role, as a replica has"
+        )
     if not re.fullmatch(r"[\w.-]+|[0-9A-Fa-f:]+|/[\w./-]+", given["host"], re.ASCII):
         raise AnsibleFilterError(f"{name}.host is {given['host']!r}: give a name or an address")
     port = whole_number(given.get("port", 5432), f"{name}.port", "inventory")
@@ -223,7 +228,8 @@ def _elsewhere(
         "owner": main["owner"],
         "password": given.get("password", main["password"]),
         "owner_password": main["owner_password"],
-        "settings": {},
+        # Those of a role are replicated with it.
+        "settings": {} if "user" in given else dict(main.get("settings") or {}),
         "server": {
             "host": given["host"],
             "port": port,
@@ -454,9 +460,37 @@ def _refuse_same_name(entries: Iterable[Mapping[str, Any]]) -> None:
     first: dict[str, Mapping[str, Any]] = {}
     for entry in entries:
         other = first.setdefault(entry["database"], entry)
+        if entry["server"] and other["server"] == entry["server"] and other is not entry:
+            forced = entry["server"]["password"] and other["user"] != entry["user"]
+            if forced or "session" in (other["pool_mode"], entry["pool_mode"]):
+                raise AnsibleFilterError(
+                    f"{other['name']} and {entry['name']} share {entry['database']!r} on another "
+                    "server, which has one entry in a pooler: give both the same user there, and "
+                    "app_pool_mode transaction"
+                )
         if other["server"] != entry["server"]:
             raise AnsibleFilterError(
                 f"{other['name']} and {entry['name']} both have a database {entry['database']!r}, "
                 "on two servers: a pooler knows one by that name; on the other server, make the "
                 "database with another name"
+            )
+
+
+def _refuse_two_passwords(entries: Iterable[Mapping[str, Any]]) -> None:
+    """A pooler's user list has one password for a name, and lets no owner in."""
+    entries = list(entries)
+    first: dict[str, Mapping[str, Any]] = {}
+    owners = {entry["owner"]: entry for entry in entries if not entry["server"]}
+    for entry in entries:
+        other = first.setdefault(entry["user"], entry)
+        if other["password"] != entry["password"]:
+            raise AnsibleFilterError(
+                f"{other['name']} and {entry['name']} both log in as {entry['user']!r}, with "
+                "different passwords: a pooler knows one for a name. Give the user on the other "
+                "server another name"
+            )
+        if entry["server"] and entry["user"] in owners:
+            raise AnsibleFilterError(
+                f"{entry['name']} logs in as {entry['user']!r}, the app_database_owner of "
+                f"{owners[entry['user']]['name']}, whom poolers refuse: give another user"
             )

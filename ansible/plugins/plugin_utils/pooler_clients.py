@@ -82,13 +82,9 @@ def client_row(host: str, apps: Applications, facts: Facts) -> dict[str, Any]:
                 f"{clients * processes}, leave it out, or lower app_workers"
             )
 
+    # A limit may hold for several entries: of one database, or of one user.
+    holders: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for app in apps:
-        detail = (
-            f"the worker processes of {app['name']} and the stand-in of a deployment, each with "
-            f"{_worker_connections(app) or 1}"
-            + f", and {_process_connections(app, host)} of app_processes"
-            * bool(_process_connections(app, host))
-        )
         held = functools.partial(
             pool_sizes.holding,
             app["database"],
@@ -97,10 +93,24 @@ def client_row(host: str, apps: Applications, facts: Facts) -> dict[str, Any]:
             facts.get("pgbouncer_users") or {},
             settings,
         )
-        for name in ("max_db_client_connections", "max_user_client_connections"):
+        for name, of in (
+            ("max_db_client_connections", "database"),
+            ("max_user_client_connections", "user"),
+        ):
             variable, value = held(name)
             if value not in (None, 0, "0"):
-                check(variable, value, needs[app["name"]], detail)
+                holders.setdefault((variable, str(value), app[of]), []).append(app)
+    for (variable, value, _), limited in holders.items():
+        app = limited[0]
+        detail = (
+            f"the worker processes of {app['name']} and the stand-in of a deployment, each with "
+            f"{_worker_connections(app) or 1}"
+            + f", and {_process_connections(app, host)} of app_processes"
+            * bool(_process_connections(app, host))
+        )
+        if len(limited) > 1:
+            detail = ", ".join(f"{needs[app['name']]} of {app['name']}" for app in limited)
+        check(variable, value, sum(needs[app["name"]] for app in limited), detail)
     given = settings.get("max_client_conn")
     if given is not None:
         detail = ", ".join(f"{count} of {name}" for name, count in needs.items())

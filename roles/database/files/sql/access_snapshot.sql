@@ -29,7 +29,7 @@ SELECT (
     SELECT coalesce(json_agg(rolname ORDER BY rolname), '[]')::text FROM pg_catalog.pg_roles
     WHERE rolcanlogin AND NOT rolsuper AND has_database_privilege(oid, current_database(), 'CONNECT')
 ) AS connectors, (
-    SELECT coalesce(json_agg(format('%s.%s (%s)', nspname, relname, pg_get_userbyid(relowner)) ORDER BY 1), '[]')::text
+    SELECT coalesce(json_agg(format('%s.%s (%s)', nspname, relname, pg_get_userbyid(relowner)) ORDER BY nspname, relname), '[]')::text
     FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace
     WHERE relkind IN ('r', 'p', 'v', 'm', 'f') AND nspname !~ '^pg_' AND nspname <> 'information_schema'
       AND relowner <> (SELECT datdba FROM pg_catalog.pg_database WHERE datname = current_database())
