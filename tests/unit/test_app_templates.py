@@ -414,7 +414,7 @@ def test_gunicorn(
         assert text.count("\nfrom uvicorn") == 2
     else:
         assert (found["worker_class"].__name__, found["threads"]) == ("PromptWorker", 4)
-        # gunicorn before 24 has nothing to mend, and not what it would be mended with.
+        # gunicorn before 25 has nothing to mend, and not what it would be mended with.
         older = settings_of(text, "")["worker_class"]
         assert older.__name__ == "ThreadWorker"
         assert "uvicorn" not in text
