@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils import command_output, locking
+from plugins.module_utils import build_unit, command_output, locking
 from plugins.modules import app_build
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -27,8 +27,8 @@ def built(
     (tmp_path / "venvs").mkdir()
     (tmp_path / "pip.env").write_text('NPM_TOKEN="t0ken-of-npm"\n')
     monkeypatch.setattr(command_output, "DIRECTORY", tmp_path / "log")
-    monkeypatch.setattr(app_build, "systemctl", lambda *call: run.stopped.append(call))
-    monkeypatch.setattr(app_build, "properties", lambda *_: {"Transient": run.transient})
+    monkeypatch.setattr(build_unit, "systemctl", lambda *call: run.stopped.append(call))
+    monkeypatch.setattr(build_unit, "properties", lambda *_: {"Transient": run.transient})
     original = subprocess.run
 
     def systemd_run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
@@ -47,10 +47,13 @@ def built(
 
     monkeypatch.setattr(app_build.subprocess, "run", systemd_run)
 
-    def run(release: str = "aaa", *, check: bool = False, **given: object) -> dict:
+    def run(
+        release: str = "aaa", *, check: bool = False, unpacked: bool = True, **given: object
+    ) -> dict:
         folder = tmp_path / "releases" / release
         folder.mkdir(exist_ok=True)
-        (folder / ".poolkit-release").write_text("python3")  # unpacked, as release.yml does
+        if unpacked:  # as release.yml does
+            (folder / ".poolkit-release").write_text("python3")
         arguments = {
             **{"name": "shop", "root": str(tmp_path), "release": str(folder)},
             **{"build_user": ME, "build_environment_file": str(tmp_path / "pip.env")},
@@ -99,6 +102,35 @@ def test_a_command_cannot_say_that_it_was_built(built: Callable, tmp_path: Path)
     assert not (tmp_path / "releases/aaa/.poolkit-built").exists()
     assert not (tmp_path / "releases/aaa/.poolkit-static").exists()
     assert not (tmp_path / "releases/aaa/.poolkit-release").exists()
+
+
+def test_release_that_cannot_be_built_is_removed(django: Callable, tmp_path: Path) -> None:
+    """What its commands have left would be in the way of the next run, or in its release."""
+    commands = ["mkdir public; touch broken"]
+    assert django("aaa", commands=commands)["failed"]
+    assert list((tmp_path / "releases").glob("*aaa")) == []
+    # One that serves, from before there were build steps, stays.
+    (tmp_path / "releases/bbb").mkdir()
+    (tmp_path / "current").symlink_to("releases/bbb")
+    assert django("bbb", commands=commands)["failed"]
+    assert (tmp_path / "releases/bbb/manage.py").exists()
+
+
+def test_build_that_was_cut_off_is_cleared_away(built: Callable, tmp_path: Path) -> None:
+    """Without its marker, root would unpack into files that the builder may still own."""
+    release = tmp_path / "releases/aaa"
+    release.mkdir()
+    assert built(clean=True)["changed"] is False  # the fixture has unpacked it
+    (release / "left").touch()
+    (release / ".poolkit-release").unlink()
+    built.transient = "yes"
+    assert built(clean=True, unpacked=False)["changed"] is True
+    assert list(release.iterdir()) == []
+    assert built.stopped == [("stop", "shop-build.service")]
+    assert built(clean=True, unpacked=False)["changed"] is False
+    with locking.lock(tmp_path / "venvs/.lock", 0):
+        done = built(clean=True, unpacked=False, lock_timeout_seconds=0)
+    assert "another run on this host did not end" in done["msg"]
 
 
 def test_tokens_of_the_index_are_in_no_output(built: Callable, tmp_path: Path) -> None:

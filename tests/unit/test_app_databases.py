@@ -203,7 +203,7 @@ def test_what_is_refused(given: object, words: str) -> None:
         ({"a": {"host": "db2", "database": "x"}, "b": {"host": "db3", "database": "x"}}, "on two"),
         (
             {"a": {"host": "db2", "database": "x", "user": "shop", "password": "other"}},
-            "shop and shop.a both log in as 'shop', with different passwords",
+            "shop and shop.a both log in as 'shop' through web1, with different passwords",
         ),
         (
             {"a": {"host": "db2", "database": "x", "user": "shop_owner", "password": "other"}},
@@ -290,6 +290,19 @@ def test_nothing_is_said_of_what_nobody_counts() -> None:
         found = fleet.fleet(facts(**given), GROUPS)
         assert more_than_counted(found, "shop", "web1", {"pooled": 99, "cores": 2}) == ""
     assert more_than_counted(fleet.fleet(facts(), GROUPS), "shop", "web1", {"msg": "x"}) == ""
+
+
+def test_names_are_one_poolers_matter() -> None:
+    """Two applications with poolers of their own may have users of one name on two servers."""
+    entry = {"host": "db2", "database": "facts", "user": "reader", "password": "p"}
+    hosts = facts(app_databases={"facts": entry})
+    other = {"facts": {**entry, "host": "db3", "password": "q"}}
+    blog = {"app_name": "blog", "private_address": "192.0.2.2", "app_databases": other}
+    hosts["web2"] = {**hosts["web1"], **blog}
+    groups = GROUPS | {"applications": ["web1", "web2"], "pgbouncer": ["web1", "web2"]}
+    assert fleet.fleet(hosts, groups)["errors"] == []
+    hosts["pool1"] = {**hosts["web1"], "private_address": "192.0.2.3"}
+    assert "on two servers" in fleet.fleet(hosts, groups | {"pgbouncer": ["pool1"]})["errors"][0]
 
 
 def elsewhere(**changes: object) -> dict:

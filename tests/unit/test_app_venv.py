@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.module_utils import command_output
+from plugins.module_utils import build_unit, command_output
 from plugins.modules import app_venv
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -31,8 +31,8 @@ def built(
         f'PIP_CACHE_DIR="{tmp_path}/cache"\n'
     )
     monkeypatch.setattr(command_output, "DIRECTORY", tmp_path / "log")
-    monkeypatch.setattr(app_venv, "systemctl", lambda *call: run.stopped.append(call))
-    monkeypatch.setattr(app_venv, "properties", lambda *_: {"Transient": run.transient})
+    monkeypatch.setattr(build_unit, "systemctl", lambda *call: run.stopped.append(call))
+    monkeypatch.setattr(build_unit, "properties", lambda *_: {"Transient": run.transient})
 
     def run(said: str = "", code: int = 0, leaves: Callable = lambda _: None, **given) -> dict:
         def systemd_run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:

@@ -146,3 +146,23 @@ def test_every_link_leads_somewhere(name: str) -> None:
                 for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
             ]
             assert f'id="{anchor}"' in text or anchor in headings, anchor
+
+
+def test_refusals_that_the_page_explains_are_what_the_project_says() -> None:
+    """Of the table in section 8: the first words of each, where they are the project's own."""
+    section = PAGE.read_text().partition("What a first run says")[2].partition("###")[0]
+    said = re.findall(r"^\| `([^`]+)`", section, re.MULTILINE)
+    ours = [words.strip("… ") for words in said]
+    plugins = "\n".join(path.read_text() for path in (ROOT / "ansible/plugins").rglob("*.py"))
+    others = {
+        "KeyError",  # Python's
+        "ModuleNotFoundError",
+        "Read-only file system",
+        "permission denied for table",  # PostgreSQL's
+        "prepared statement … does not exist",
+    }
+    for words in set(ours) - others:
+        assert words.replace("has no manage.py", "has no {shown}").split(" … ")[-1] in plugins, (
+            words
+        )
+    assert len(set(ours) - others) >= 6

@@ -594,6 +594,13 @@ def test_former_owner_is_no_stranger() -> None:
     assert "app_database_adopt_from: [someone]" in error
 
 
+def test_role_that_keeps_connect_has_to_be_there() -> None:
+    given = fleet(app_database_connect_roles=["monitor"])
+    (error,) = server_errors(given, answer(), False)
+    assert error.startswith("app_database_connect_roles of shop has monitor, which PostgreSQL")
+    assert server_errors(given, answer(monitor={}), False) == []
+
+
 def test_check_mode_grants_nothing_that_lacks_a_role_or_its_database() -> None:
     def ready(*arguments: object, **options: bool) -> list[str]:
         return changes(*arguments, check=True, **options)["ready"]

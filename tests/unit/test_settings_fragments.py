@@ -339,6 +339,7 @@ def test_further_databases_have_the_same_settings(monkeypatch: pytest.MonkeyPatc
     url = POOLED_URL.replace("/shop?", "/shop_reports?")
     monkeypatch.setenv("REPORTS_DATABASE_URL", url)
     monkeypatch.setenv("REPORTS_DATABASE_DIRECT_URL", DIRECT_URL.replace("db1", "db2"))
+    monkeypatch.setenv("LEGACY_DATABASE_URL", "mysql://an/application's own")
     names = load(DJANGO, monkeypatch, POOLED_URL, "0", "60")
     assert list(names["DATABASES"]) == ["default", "reports", "direct"]
     reports = names["DATABASES"]["reports"]

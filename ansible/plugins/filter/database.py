@@ -204,6 +204,12 @@ def _not_the_applications(
             f"owner, or have it handed over with its tables: app_database_adopt_from: "
             f"[{owners[database]}] (docs/databases.md)"
         )
+    missing = [role for role in app["connect_roles"] if role not in roles]
+    if missing:
+        errors.append(
+            f"app_database_connect_roles of {name} has {', '.join(missing)}, which PostgreSQL does "
+            "not have: create the role, or take it out"
+        )
     for key in ("user", "owner"):
         role = roles.get(app[key], {})
         found = [words for column, words in PRIVILEGES.items() if role.get(column)]

@@ -56,7 +56,7 @@ def completed(text: str, required: list[str], servers: str) -> tuple[str, list[s
     entries = re.split(r"\n(?=\w)", servers.strip())
     added = [entry for entry in entries if (listed_packages(normalised(entry)) & wanted) - listed]
     lines = [entry.split()[0] for entry in added]
-    if "--hash=" not in text:  # one hash would make pip demand one of every package
+    if not re.search(r"--hash=|--require-hashes", text):  # one would make pip demand every one's
         added = lines
     return ("\n".join([text.rstrip("\n"), *added, ""]) if added else text), lines
 

@@ -32,6 +32,12 @@ options:
     description: Directory of the release, with its .venv. Gets the file .poolkit-built.
     type: path
     required: true
+  clean:
+    description:
+      - Build nothing, but empty the release where an earlier run was cut off while it unpacked or
+        built it. Root unpacks nothing into files that the user who builds may still own.
+    type: bool
+    default: false
   commands:
     description: Commands, each for a shell of its own.
     type: list
@@ -112,12 +118,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..module_utils.build_unit import build_unit, end_left_over
 from ..module_utils.command_output import keep, shortened, telling_line
 from ..module_utils.locking import Locked, lock
 from ..module_utils.ownership import give_to, hand_over
 from ..module_utils.refused import Refused
 from ..module_utils.secret_values import hide, of_environment, passwords
-from ..module_utils.service_state import properties, systemctl
 from ..module_utils.text_files import write
 from ..module_utils.unlogged_module import UnloggedModule
 from ..module_utils.virtual_environment import BUILT, MARKER, STATIC, built
@@ -137,17 +143,6 @@ ASK = (
 )
 """Prints the directory for static files, and nothing where there is none."""
 
-SANDBOX = (
-    "UMask=0022",
-    "ProtectSystem=strict",
-    "ProtectHome=yes",
-    "PrivateTmp=yes",
-    "ProtectProc=invisible",
-    "NoNewPrivileges=yes",
-    "RestrictSUIDSGID=yes",
-    "CapabilityBoundingSet=",
-)
-
 
 class Steps:
     """The steps of one release, each in the unit NAME-build.service."""
@@ -164,32 +159,15 @@ class Steps:
         self, what: str, words: list[str], user: str, environment: Path, writable: list[Path]
     ) -> str:
         """Run a step to its end and return what it printed; raise Refused where it fails."""
-        unit = f"{self.name}-build"
-        # Of a run that was cut off: the lock shows that no other run goes on.
-        if properties(f"{unit}.service", "Transient").get("Transient") == "yes":
-            systemctl("stop", f"{unit}.service")
-        lines = [
-            f"User={user}",
-            f"WorkingDirectory={self.release}",
-            f"EnvironmentFile={environment}",
-            *SANDBOX,
-            *(f"ReadWritePaths=-{path}" for path in writable),
-        ]
+        # Behind env, after the environment's file, which may have a PATH.
         variables = {
-            "HOME": "/tmp",  # noqa: S108 the unit's own
             "PATH": f"{self.release}/.venv/bin:/usr/local/bin:/usr/bin:/bin",
             "PYTHONPATH": self.given["python_path"],
             "APP_VERSION": self.release.name,
+            "HOME": "/tmp",  # noqa: S108 the unit's own
         }
-        command = [
-            *("systemd-run", "--quiet", "--pipe", "--wait", "--collect", f"--unit={unit}"),
-            *(f"--property={line}" for line in lines),
-            # After the environment's file, which may have a PATH. systemd puts variables of its own
-            # in the place of a single $.
-            "/usr/bin/env",
-            *(f"{key}={value}".replace("$", "$$") for key, value in variables.items()),
-            *(word.replace("$", "$$") for word in words),
-        ]
+        words = ["/usr/bin/env", *(f"{key}={value}" for key, value in variables.items()), *words]
+        command = build_unit(self.name, user, self.release, environment, writable, words)
         done = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
@@ -242,7 +220,7 @@ class Steps:
             manage = ["python", "manage.py"]
             asked = self.run(
                 "The question for STATIC_ROOT",
-                ["/usr/bin/env", *manage, "shell", "-c", ASK],
+                [*manage, "shell", "-c", ASK],
                 *(user, environment, state),
             )
             found = re.findall(r"^poolkit: STATIC_ROOT (.+)$", asked, re.MULTILINE)
@@ -259,7 +237,7 @@ class Steps:
             root.mkdir(mode=0o755, parents=True, exist_ok=True)
             give_to(root, pwd.getpwnam(user))
             try:
-                words = ["/usr/bin/env", *manage, "collectstatic", "--noinput"]
+                words = [*manage, "collectstatic", "--noinput"]
                 self.run("collectstatic", words, user, environment, [root, *state])
             finally:
                 hand_over(root)
@@ -345,6 +323,16 @@ def keep_earlier(releases: Path, root: Path, own: list[str]) -> int:
     return kept
 
 
+def clean(name: str, release: Path) -> bool:
+    """Empty a release without its marker, and say whether there was anything; it cannot serve."""
+    if (release / MARKER).exists() or not any(release.iterdir()):
+        return False
+    end_left_over(name)
+    shutil.rmtree(release)
+    release.mkdir(mode=0o755)
+    return True
+
+
 def discard(release: Path, root: Path) -> None:
     """Remove a release that cannot be built, so that the next run unpacks it anew.
 
@@ -365,6 +353,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "root": {"type": "path", "required": True},
             "release": {"type": "path", "required": True},
+            "clean": {"type": "bool", "default": False},
             "commands": {"type": "list", "elements": "str", "default": []},
             "build_user": {"type": "str", "required": True},
             "build_environment_file": {"type": "path", "required": True},
@@ -380,7 +369,7 @@ def main() -> None:
     given = module.params
     release = Path(given["release"])
     if module.check_mode or built(release):
-        module.exit_json(changed=not built(release))
+        module.exit_json(changed=not built(release) and not given["clean"])
     secrets = of_environment(given["secret_environment"])
     try:
         for user in (given["build_user"], given["user"]):
@@ -389,6 +378,9 @@ def main() -> None:
         with lock(Path(given["root"], "venvs/.lock"), given["lock_timeout_seconds"]):
             if built(release):  # by the run that had the lock
                 module.exit_json(changed=False)
+            if given["clean"]:
+                module.exit_json(changed=clean(given["name"], release))
+            end_left_over(given["name"])
             steps = Steps(given)
             drop_kept(steps.release)
             try:

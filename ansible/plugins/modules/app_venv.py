@@ -85,11 +85,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from ..module_utils.build_unit import build_unit, end_left_over
 from ..module_utils.command_output import keep, shortened, telling_line
 from ..module_utils.locking import Locked, lock
 from ..module_utils.ownership import hand_over
 from ..module_utils.secret_values import hide, of_url, passwords, variables
-from ..module_utils.service_state import properties, systemctl
 from ..module_utils.unlogged_module import UnloggedModule
 from ..module_utils.virtual_environment import COMPLETE, complete
 
@@ -193,43 +193,6 @@ def explanation(output: str, name: str) -> str:
     return f"{''.join(parts)}The output ends with:\n{end}\nAll of it, for root on this host: {path}"
 
 
-def unit(
-    name: str,
-    user: str,
-    release: str,
-    environment_file: Path,
-    writable: list[Path],
-    command: list[str],
-) -> list[str]:
-    """Return the command that runs another one as the user in NAME-build.service and waits.
-
-    It begins in the release, where relative paths of pip's environment lead.
-
-    When it returns, systemd has ended every process of the unit.
-    """
-    limits = (
-        f"User={user}",
-        f"EnvironmentFile={environment_file}",
-        f"WorkingDirectory={release}",
-        "UMask=0022",
-        "ProtectSystem=strict",
-        *(f"ReadWritePaths=-{path}" for path in writable),
-        "ProtectHome=yes",
-        "PrivateTmp=yes",
-        "ProtectProc=invisible",
-        "NoNewPrivileges=yes",
-        "RestrictSUIDSGID=yes",
-        "CapabilityBoundingSet=",
-    )
-    return [
-        *("systemd-run", "--quiet", "--pipe", "--wait", "--collect", f"--unit={name}-build"),
-        *(f"--property={line}" for line in limits),
-        "--setenv=HOME=/tmp",
-        # systemd puts variables of its own in the place of a single $.
-        *(word.replace("$", "$$") for word in command),
-    ]
-
-
 def build(given: dict, pip: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Build the environment as the user; return what the command said, and hand over a whole one.
 
@@ -247,13 +210,10 @@ def build(given: dict, pip: dict[str, str]) -> subprocess.CompletedProcess[str]:
     if not pip.get("PIP_NO_CACHE_DIR"):
         options.append(f"--cache-dir={cache}")
     words = ["/bin/sh", "-c", SCRIPT, "build", given["python"], str(venv), *options]
-    # Of a run that was cut off; the lock shows that no other run goes on. A service of that name is
-    # no unit of systemd-run, which then refuses it.
-    left = f"{given['name']}-build.service"
-    if properties(left, "Transient").get("Transient") == "yes":
-        systemctl("stop", left)
+    end_left_over(given["name"])
+    # It begins in the release, where relative paths of pip's environment lead.
     names = (given["name"], given["user"], given["release"], given["environment_file"])
-    command = unit(*names, [venv, cache], words)
+    command = build_unit(*names, [venv, cache], words)
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )

@@ -369,11 +369,10 @@ def part(tree: Tree, directory: str) -> Tree:
 def released(tree: Tree, parameters: dict) -> dict[str, object]:
     """Check and pack the tree; return the module's result."""
     name, text, projects = locked_requirements(tree, parameters["requirements"])
-    files, packages = parameters["required_files"], parameters["required_packages"]
-    files_wanted = files
+    needed, packages = parameters["required_files"], parameters["required_packages"]
     text, brought = completed(text, packages, parameters["servers"])
     requirements = normalised(text)
-    if error := source_error(tree, requirements, files, packages):
+    if error := source_error(tree, requirements, needed, packages):
         raise SourceError(error)
     directory = Path(parameters["archive_directory"])
     try:
@@ -392,7 +391,7 @@ def released(tree: Tree, parameters: dict) -> dict[str, object]:
         "python_path": python_path(tree, projects),
         "requires_python": required_python(tree.path),
         "brought": brought,
-        "migrations": migrations_folder(tree.path, files_wanted),
+        "migrations": migrations_folder(tree.path, needed),
         "revision": tree.revision,
     }
 

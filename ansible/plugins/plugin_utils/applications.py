@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -82,8 +82,7 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
         entry["poolers"] = list(entry["clients"])
         entry["hosts_at_once"] = batch_size(entry.pop("serial"), len(entry["hosts"]))
     _refuse_shared([entry for entry in entries if not entry["server"]], admin_user)
-    _refuse_same_name(entries)
-    _refuse_two_passwords(entries)
+    _refuse_on_one_pooler(entries)
     return entries
 
 
@@ -455,42 +454,41 @@ def _refuse_different(one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_same_name(entries: Iterable[Mapping[str, Any]]) -> None:
-    """A pooler knows one database by a name."""
-    first: dict[str, Mapping[str, Any]] = {}
-    for entry in entries:
-        other = first.setdefault(entry["database"], entry)
-        if entry["server"] and other["server"] == entry["server"] and other is not entry:
-            forced = entry["server"]["password"] and other["user"] != entry["user"]
-            if forced or "session" in (other["pool_mode"], entry["pool_mode"]):
-                raise AnsibleFilterError(
-                    f"{other['name']} and {entry['name']} share {entry['database']!r} on another "
-                    "server, which has one entry in a pooler: give both the same user there, and "
-                    "app_pool_mode transaction"
-                )
-        if other["server"] != entry["server"]:
-            raise AnsibleFilterError(
-                f"{other['name']} and {entry['name']} both have a database {entry['database']!r}, "
-                "on two servers: a pooler knows one by that name; on the other server, make the "
-                "database with another name"
-            )
-
-
-def _refuse_two_passwords(entries: Iterable[Mapping[str, Any]]) -> None:
-    """A pooler's user list has one password for a name, and lets no owner in."""
-    entries = list(entries)
-    first: dict[str, Mapping[str, Any]] = {}
+def _refuse_on_one_pooler(entries: Sequence[Mapping[str, Any]]) -> None:
+    """A pooler knows one database and one user by a name, and lets no owner in."""
     owners = {entry["owner"]: entry for entry in entries if not entry["server"]}
+    databases: dict[tuple[str, str], Mapping[str, Any]] = {}
+    users: dict[tuple[str, str], Mapping[str, Any]] = {}
     for entry in entries:
-        other = first.setdefault(entry["user"], entry)
-        if other["password"] != entry["password"]:
-            raise AnsibleFilterError(
-                f"{other['name']} and {entry['name']} both log in as {entry['user']!r}, with "
-                "different passwords: a pooler knows one for a name. Give the user on the other "
-                "server another name"
-            )
         if entry["server"] and entry["user"] in owners:
             raise AnsibleFilterError(
                 f"{entry['name']} logs in as {entry['user']!r}, the app_database_owner of "
                 f"{owners[entry['user']]['name']}, whom poolers refuse: give another user"
             )
+        for pooler in entry["poolers"]:
+            _refuse_one_name(databases.setdefault((pooler, entry["database"]), entry), entry)
+            other = users.setdefault((pooler, entry["user"]), entry)
+            if other["password"] != entry["password"]:
+                raise AnsibleFilterError(
+                    f"{other['name']} and {entry['name']} both log in as {entry['user']!r} through "
+                    f"{pooler}, with different passwords: a pooler knows one for a name. Give the "
+                    "user on the other server another name"
+                )
+
+
+def _refuse_one_name(first: Mapping[str, Any], entry: Mapping[str, Any]) -> None:
+    """Refuse two entries whose database has one name in a pooler and cannot be one there."""
+    both, database = f"{first['name']} and {entry['name']}", entry["database"]
+    if first["server"] != entry["server"]:
+        raise AnsibleFilterError(
+            f"{both} both have a database {database!r}, on two servers: a pooler knows one by that "
+            "name; on the other server, make the database with another name"
+        )
+    if not entry["server"] or first is entry:
+        return
+    forced = entry["server"]["password"] and first["user"] != entry["user"]
+    if forced or "session" in (first["pool_mode"], entry["pool_mode"]):
+        raise AnsibleFilterError(
+            f"{both} share {database!r} on another server, which has one entry in a pooler: give "
+            "both the same user there, and app_pool_mode transaction"
+        )

@@ -73,7 +73,7 @@ def leave_the_pool(connection) -> None:
 
 lost = {}  # when a connection of each database was last found to be gone
 connection_created.connect(note_the_way)
-further = [name[:-12] for name in os.environ if name.endswith("_DATABASE_URL")]  # REPORTS_, …
+further = [name[:-19] for name in os.environ if name.endswith("_DATABASE_DIRECT_URL")]  # REPORTS_
 PREFIXES = {"default": "", **{prefix[:-1].lower(): prefix for prefix in further}}
 DATABASES = {alias: pooled(f"{prefix}DATABASE_URL") for alias, prefix in PREFIXES.items()}
 # PostgreSQL itself, for large streams through a server-side cursor; not kept between requests.

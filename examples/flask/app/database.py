@@ -61,11 +61,8 @@ def options(prefix: str = "") -> dict:
 
 SQLALCHEMY_DATABASE_URI = "postgresql+psycopg://"
 SQLALCHEMY_ENGINE_OPTIONS = options()
+END = "DATABASE_DIRECT_URL"  # REPORTS_DATABASE_DIRECT_URL: beside it is REPORTS_DATABASE_URL
+further = [name.removesuffix(END) for name in os.environ if name.endswith(f"_{END}")]
 SQLALCHEMY_BINDS = {
-    name.removesuffix("_DATABASE_URL").lower(): {
-        "url": SQLALCHEMY_DATABASE_URI,
-        **options(name.removesuffix("DATABASE_URL")),
-    }
-    for name in os.environ
-    if name.endswith("_DATABASE_URL")
+    prefix[:-1].lower(): {"url": SQLALCHEMY_DATABASE_URI, **options(prefix)} for prefix in further
 }
