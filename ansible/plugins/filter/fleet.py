@@ -91,6 +91,8 @@ FACTS = (
 TYPES = {
     "app_databases": Mapping,
     "app_database_settings": Mapping,
+    "database_security_group_sources": list,
+    "database_security_groups": list,
     "pgbouncer_databases": Mapping,
     "pgbouncer_hba_rules": list,
     "pgbouncer_settings": Mapping,
@@ -144,7 +146,7 @@ def _wrong_type(name: str, value: Any) -> str:
         # Not the value: text for a database may hold a password.
         wanted = "a list" if TYPES[name] is list else "a mapping"
         return f"{name} is {kind_of(value)}: give {wanted}"
-    if name.endswith("_settings"):
+    if name.endswith("_settings") or name.startswith("database_"):
         return ""
     for key, entry in value.items() if isinstance(value, Mapping) else enumerate(value):
         if not isinstance(entry, Mapping | None):
