@@ -16,7 +16,7 @@ import pytest
 from conftest import Site
 from testinfra.host import Host
 
-from plugins.modules import app_migration
+from plugins.module_utils import migration
 
 REQUESTS = 5000
 """At least so many in a rollout of each framework."""
@@ -208,7 +208,7 @@ def test_rollback_leaves_one_release_everywhere(sites: Sites) -> None:
 def test_migrations_wait_for_those_of_another_deployment(sites: Sites) -> None:
     """A session of the owner that holds the lock: the deployment says who, and changes nothing."""
     site = sites("django")
-    key = app_migration.lock_key("django")
+    key = migration.lock_key("django")
     holder = (
         "PGSERVICEFILE=/etc/poolkit/django/pg_service.conf "
         "PGPASSFILE=/etc/poolkit/django/migrate.pgpass systemd-run --quiet --unit=lock-holder "

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from psycopg2 import OperationalError
 
-from plugins.module_utils import command_output
+from plugins.module_utils import command_output, migration
 from plugins.modules import app_migration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ PLAN = """\
 )
 def test_pending_migrations(framework: str, output: str, pending: list[str]) -> None:
     pattern = FRAMEWORKS[framework]["pattern"]
-    assert app_migration.pending_migrations(output, pattern) == pending
+    assert migration.pending_migrations(output, pattern) == pending
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_heads_that_the_database_has_not_reached(
     done = subprocess.run(["sh", "-ec", script], capture_output=True, text=True)
     assert done.returncode == 0
     pattern = FRAMEWORKS["fastapi"]["pattern"]
-    assert app_migration.pending_migrations(done.stdout, pattern) == pending
+    assert migration.pending_migrations(done.stdout, pattern) == pending
 
 
 def test_script_fails_with_alembic(tmp_path: Path) -> None:
@@ -93,8 +93,8 @@ def test_lock_key_is_the_same_everywhere() -> None:
 
     Its bytes are the first of `printf 'poolkit migrations of shop' | sha256sum`.
     """
-    assert app_migration.lock_key("shop") == 0x3F41E955FC0E1578
-    keys = [app_migration.lock_key(f"shop{number}") for number in range(100)]
+    assert migration.lock_key("shop") == 0x3F41E955FC0E1578
+    keys = [migration.lock_key(f"shop{number}") for number in range(100)]
     assert len(set(keys)) == 100
     assert all(-(2**63) <= key < 2**63 for key in keys)
     assert min(keys) < 0 < max(keys)
@@ -192,7 +192,7 @@ class Database:
         elif "indisvalid" in query:
             self.indexes_asked = True
         elif "client_connection_check_interval" in query and self.server_version < 140000:
-            raise app_migration.psycopg2.ProgrammingError("unrecognized parameter")
+            raise migration.psycopg2.ProgrammingError("unrecognized parameter")
         elif "pg_try_advisory_lock" in query:
             self.busy -= 1
             self.answer = (self.busy < 0,)
@@ -222,8 +222,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], list]:
                 raise answer
             return answer
 
-        monkeypatch.setattr(app_migration.psycopg2, "connect", connect)
-        monkeypatch.setattr(app_migration.time, "sleep", lambda _: None)
+        monkeypatch.setattr(migration.psycopg2, "connect", connect)
+        monkeypatch.setattr(migration.time, "sleep", lambda _: None)
         return seen
 
     return install
@@ -232,7 +232,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], list]:
 def test_connection_of_postgresql_itself(server: Callable) -> None:
     database = Database()
     seen = server(database)
-    assert app_migration.connect("postgresql://u:p@h/shop") is database
+    assert migration.connect("postgresql://u:p@h/shop") is database
     assert database.autocommit is True
     assert seen == [
         ("postgresql://u:p@h/shop", {"keepalives_idle": 60, "application_name": "poolkit"})
@@ -241,8 +241,8 @@ def test_connection_of_postgresql_itself(server: Callable) -> None:
 
 def test_connection_through_a_pooler_is_refused(server: Callable) -> None:
     server(Database(login=7, pid=8))
-    with pytest.raises(app_migration.Refused) as refused:
-        app_migration.connect("postgresql://u:p@h/shop")
+    with pytest.raises(migration.Refused) as refused:
+        migration.connect("postgresql://u:p@h/shop")
     assert "through a pooler (process 7 answered the login, 8 the query)" in str(refused.value)
     assert "database_host" in str(refused.value)
     assert "app_database_direct_url" in str(refused.value)
@@ -250,8 +250,8 @@ def test_connection_through_a_pooler_is_refused(server: Callable) -> None:
 
 def test_connection_that_is_refused(server: Callable) -> None:
     server(OperationalError('FATAL:  password authentication failed for user "o"\n'))
-    with pytest.raises(app_migration.Refused) as refused:
-        app_migration.connect("postgresql://u:p@h/shop")
+    with pytest.raises(migration.Refused) as refused:
+        migration.connect("postgresql://u:p@h/shop")
     assert str(refused.value) == (
         'PostgreSQL refuses the owner: FATAL:  password authentication failed for user "o"'
     )
@@ -260,17 +260,17 @@ def test_connection_that_is_refused(server: Callable) -> None:
 @pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "postgres+psycopg", "postgresql"])
 def test_driver_in_the_url_is_not_for_libpq(server: Callable, scheme: str) -> None:
     seen = server(Database())
-    app_migration.connect(f"{scheme}://u:p+a@h/shop?application_name=a+b://")
+    migration.connect(f"{scheme}://u:p+a@h/shop?application_name=a+b://")
     assert seen[0][0] == "postgresql://u:p+a@h/shop?application_name=a+b://"
 
 
 def test_lock_is_waited_for(server: Callable) -> None:
     database = Database(busy=3)
     server(database)
-    assert app_migration.take_lock(database, 60) >= 0
+    assert migration.take_lock(database, 60) >= 0
     asked = [query for query in database.queries if "pg_try_advisory_lock" in query[0]]
     assert len(asked) == 4
-    assert {query[1] for query in asked} == {(app_migration.lock_key("shop"),)}
+    assert {query[1] for query in asked} == {(migration.lock_key("shop"),)}
 
 
 @pytest.mark.parametrize(
@@ -283,8 +283,8 @@ def test_lock_is_waited_for(server: Callable) -> None:
 def test_lock_of_another_deployment(server: Callable, holder: tuple | None, words: str) -> None:
     database = Database(busy=9, holder=holder)
     server(database)
-    with pytest.raises(app_migration.Refused) as refused:
-        app_migration.take_lock(database, -1)
+    with pytest.raises(migration.Refused) as refused:
+        migration.take_lock(database, -1)
     assert "another deployment's migrations hold the lock of the database shop" in str(
         refused.value
     )
@@ -378,7 +378,7 @@ def test_check_mode_says_where_the_database_cannot_be_asked(
     def refuse(*_: object, **__: object) -> None:
         raise OperationalError('database "shop" does not exist')
 
-    monkeypatch.setattr(app_migration.psycopg2, "connect", refuse)
+    monkeypatch.setattr(migration.psycopg2, "connect", refuse)
     done = project.migrate(check=True)
     assert (done["changed"], "pending" in done, project.ran) == (False, False, [])
     assert done["unknown"] == 'PostgreSQL refuses the owner: database "shop" does not exist'
@@ -423,7 +423,7 @@ def test_lost_lock_is_noticed(
     run = project.run
 
     def ended(*_: object) -> None:
-        raise app_migration.psycopg2.OperationalError("terminating connection")
+        raise migration.psycopg2.OperationalError("terminating connection")
 
     def watched(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
         if command[-1] == "upgrade":
@@ -462,7 +462,7 @@ def test_time_limit_is_named(project: Project, monkeypatch: pytest.MonkeyPatch) 
         return run(command, **options)
 
     clock = [0]
-    monkeypatch.setattr(app_migration.time, "monotonic", lambda: clock[-1])
+    monkeypatch.setattr(migration.time, "monotonic", lambda: clock[-1])
     monkeypatch.setattr(app_migration.subprocess, "run", watched)
     project.output["upgrade"] = (1, "")
     done = project.migrate(pending=[], timeout_seconds=30)

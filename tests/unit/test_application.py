@@ -297,7 +297,7 @@ def test_values_of_another_form(key: str, value: object, error: str) -> None:
 
 
 def test_every_value_of_the_preflight_is_checked() -> None:
-    text = (ROOT / "roles/app/tasks/preflight.yml").read_text()
+    text = (ROOT / "roles/app/tasks/variables.yml").read_text()
     (task,) = (t for t in yaml.safe_load(text) if "__app_values" in t.get("vars", {}))
     assert task["vars"]["__app_values"].keys() == VALUES.keys()
 

@@ -78,9 +78,11 @@ def test_group_that_is_not_there() -> None:
         ({}, {"load_balancer_arn": "other", "idle_timeout_timeout_seconds": "900"}, ""),
         ({"target_type": "ip"}, {}, "targets of type ip, and the application's are of type inst"),
         ({"deregistration_delay_timeout_seconds": "29"}, {}, "drains for 29 s, and a request may"),
+        ({"health_check_path": "/readyz"}, {}, "ECS would replace every task for it"),
     ],
 )
 def test_what_a_balancer_must_be_like(group: dict, balancer: dict, words: str) -> None:
-    errors = balancer_errors([GROUP | group], [BALANCER | balancer], APP)
+    app = APP | {"ready_path": "/readyz"}
+    errors = balancer_errors([GROUP | group], [BALANCER | balancer], app)
     assert len(errors) == (1 if words else 0)
     assert words in "".join(errors)

@@ -36,7 +36,7 @@ def roles(tmp_path: Path) -> Path:
         for part in (ROOT / "roles" / role).iterdir():
             if part.name != "tasks":
                 (folder / part.name).symlink_to(part)
-        tasks = yaml.safe_load((ROOT / f"roles/{role}/tasks/preflight.yml").read_text())
+        tasks = yaml.safe_load((ROOT / f"roles/{role}/tasks/variables.yml").read_text())
         check = max(
             (task for task in tasks if CHECKS & task.keys()), key=lambda task: len(str(task))
         )

@@ -72,7 +72,9 @@ def balancer_errors(
 ) -> list[str]:
     """Return what is wrong with the target groups of an application, and with their balancers.
 
-    app: target_types (those that its targets can be of), timeout_seconds and keepalive_seconds.
+    app: target_types (those that its targets can be of), timeout_seconds, keepalive_seconds, and
+    for ECS, which replaces a task that fails its target group's check, ready_path: the one that
+    fails with the database.
     """
     errors = []
     limit, keepalive = int(app["timeout_seconds"]), int(app["keepalive_seconds"])
@@ -83,6 +85,12 @@ def balancer_errors(
             errors.append(
                 f"the target group {name} has targets of type {kind}, and the application's are "
                 f"of type {' or '.join(app['target_types'])}: make another one"
+            )
+        if app.get("ready_path") == group.get("health_check_path"):
+            errors.append(
+                f"the target group {name} asks {group['health_check_path']}, which fails while the "
+                "database is away, and ECS would replace every task for it: let it ask a path that "
+                "needs no database, such as /healthz"
             )
         delay = int(group.get("deregistration_delay_timeout_seconds") or 0)
         if delay < limit:

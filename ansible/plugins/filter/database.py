@@ -46,7 +46,7 @@ def database_roles(
     asking = [
         hostvars[host]
         for host in fleet["groups"]["pgbouncer"]
-        if uses_auth_query(fleet["facts"][host])
+        if host in hostvars and uses_auth_query(fleet["facts"][host])
     ]
     return application_roles(apps, seed) | auth_query_roles(asking, seed)
 

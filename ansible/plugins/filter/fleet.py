@@ -14,6 +14,7 @@ from typing import Any
 from ansible.errors import AnsibleError, AnsibleFilterError
 
 from ..plugin_utils.applications import applications, password_of, server_of
+from ..plugin_utils.ecs_tasks import with_tasks
 from ..plugin_utils.pools import has_auto_pools
 from ..plugin_utils.role_defaults import known_variables, options, role_constants
 from ..plugin_utils.roles import application_roles
@@ -31,10 +32,10 @@ from ..plugin_utils.topology import (
 )
 from ..plugin_utils.values import SERVER_TIMEOUTS, kind_of
 
-KINDS = ("applications", "pgbouncer", "postgres", "database_admin")
+KINDS = ("applications", "pgbouncer", "postgres", "database_admin", "ecs")
 """The groups of an inventory that poolkit reads."""
 
-PREFIXES = re.compile("app_|pgbouncer_|postgres_|database_")
+PREFIXES = re.compile("app_|pgbouncer_|postgres_|database_|ecs_")
 
 SECRETS = (
     "app_databases",
@@ -71,6 +72,8 @@ FACTS = (
     "app_serial",
     "app_threads",
     "app_workers",
+    "ecs_tasks",
+    "ecs_tasks_max",
     "pgbouncer_auth_query_connections",
     "pgbouncer_auth_query_enabled",
     "pgbouncer_database_host",
@@ -174,7 +177,8 @@ def fleet(hostvars: Hostvars, groups: Groups) -> dict[str, Any]:
     errors: what is wrong with the facts that the hosts share, with the variable to change;
     contradiction: the one of them that leaves parts of the following empty, or "";
     foreign: the names of variables that begin as poolkit's do and are not known;
-    groups, facts: {group: hosts} and {host: variables}, those that the connection budget needs;
+    groups, facts: {group: hosts} and {host: variables}, those that the connection budget needs.
+      Each task of a service of ECS that may run at once is a host here;
     uses_database: whether some application has a database of the inventory, and not a platform's;
     auto_pools: whether some pool's size is `auto`, so that PostgreSQL has to be asked;
     query_wait_timeout: the longest of the poolers, in seconds; 0: no end;
@@ -193,8 +197,10 @@ def fleet(hostvars: Hostvars, groups: Groups) -> dict[str, Any]:
     found |= {"hosts": {}, "poolers": {}, "hba_rules": [], "query_wait_timeout": 0}
     try:
         facts, names = _read(hostvars, groups)
+        facts, groups = with_tasks(facts, groups)
     except AnsibleFilterError as error:
         return {**found, "errors": [str(error)], "contradiction": str(error)}
+    found["groups"] = groups
     found["foreign"] = foreign_variables(names)
     found["facts"] = {host: _without_secrets(of_host) for host, of_host in facts.items()}
     for host in groups["applications"]:
@@ -398,7 +404,7 @@ def pooler_batches(hostvars: Hostvars, groups: Groups, begun: str) -> list[list[
     application, a number or a percentage, all at once by default. begun: as in
     `rollout_batches`.
     """
-    served, shared = set(groups["applications"]), []
+    served, shared = set(groups.get("applications") or []), []
     beside: dict[str, list[str]] = {}
     for host in groups.get("pgbouncer", []):
         facts = hostvars[host]
@@ -421,7 +427,7 @@ def rollout_batches(hostvars: Hostvars, groups: Groups, begun: str) -> list[list
     would fill a batch up with other hosts where --limit leaves some out.
     """
     hosts_of: dict[str, list[str]] = {}
-    for host in groups["applications"]:
+    for host in groups.get("applications") or []:
         facts = hostvars[host]
         if begun in facts:
             hosts_of.setdefault(str(facts.get("app_name")), []).append(host)

@@ -5,6 +5,7 @@ Every function raises AnsibleFilterError where the format cannot hold the value.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -76,7 +77,11 @@ def env_file_quote(value: Any) -> str:
     return '"' + re.sub(r'(["\\`$])', r"\\\1", text) + '"'
 
 
-ENVIRONMENT_NAMES = {"systemd": r"[A-Za-z_][A-Za-z0-9_]*", "docker": r"[^\s=#][^\s=]*"}
+ENVIRONMENT_NAMES = {
+    "systemd": r"[A-Za-z_][A-Za-z0-9_]*",
+    "docker": r"[^\s=#][^\s=]*",
+    "json": r"[A-Za-z_][A-Za-z0-9_]*",
+}
 """Formats of environment files, and the names that each can hold: systemd skips any other."""
 
 
@@ -84,11 +89,14 @@ def environment_file(variables: Mapping[str, Any], format: str) -> str:
     """Return the text of an environment file, one line for each variable in the order of names.
 
     format: `systemd` (EnvironmentFile=), quoted as `env_file_quote` does; `docker`, NAME=value as
-    it is, without quotes and escapes, for `docker run --env-file` and the environmentFiles of ECS.
+    it is, without quotes and escapes, for `docker run --env-file` and the environmentFiles of ECS;
+    `json`, one object, for a secret that a task of ECS reads.
     Refused: a name that the format cannot hold, and for docker a value with a line break.
     """
     if format not in ENVIRONMENT_NAMES:
-        raise AnsibleFilterError(f"no environment file has the format {format!r}: systemd, docker")
+        raise AnsibleFilterError(
+            f"no environment file has the format {format!r}: systemd, docker, json"
+        )
     lines = []
     for name, value in sorted(variables.items()):
         text = str(value)
@@ -103,6 +111,8 @@ def environment_file(variables: Mapping[str, Any], format: str) -> str:
                 "cannot hold: encode it, or leave out app_docker_environment_file"
             )
         lines.append(f"{name}={env_file_quote(text) if format == 'systemd' else text}\n")
+    if format == "json":
+        return json.dumps({str(name): str(value) for name, value in sorted(variables.items())})
     return "".join(lines)
 
 

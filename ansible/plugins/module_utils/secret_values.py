@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
@@ -93,8 +93,13 @@ def passwords(text: str) -> set[str]:
 
     That is a password in a URL, and the value of a variable whose name tells that it is secret.
     """
+    return passwords_of(variables(text))
+
+
+def passwords_of(given: Mapping[str, str]) -> set[str]:
+    """Return what is secret at any length in variables."""
     found: set[str] = set()
-    for name, value in variables(text).items():
+    for name, value in given.items():
         found |= of_value(value)
         secret = PASSWORD_NAME.search(name) or (
             KEY_NAME.search(name) and len(value) >= SHORTEST_KEY
@@ -105,16 +110,20 @@ def passwords(text: str) -> set[str]:
 
 
 def of_environment(text: str) -> set[str]:
-    """Return the secrets of an application's environment file in systemd's format.
+    """Return the secrets of an application's environment file in systemd's format."""
+    return of_variables(variables(text))
+
+
+def of_variables(given: Mapping[str, str]) -> set[str]:
+    """Return the secrets of an application's environment.
 
     Beside the passwords, any other value is one from 8 characters on, unless it names the
     application or its database: messages that hide a host or a path are of no use.
     """
-    given = variables(text)
     names = {given[name] for name in PUBLIC if name in given}
     for name in OWN_URLS:
         names |= names_of_url(given.get(name, ""))
-    found = passwords(text)
+    found = passwords_of(given)
     for name, value in given.items():
         if value.startswith("/") and is_path(value):
             continue  # of the host, which messages name

@@ -120,64 +120,18 @@ waited_seconds:
 """
 
 import contextlib
-import hashlib
 import os
-import re
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ..module_utils.command_output import shortened
+from ..module_utils.migration import TELLING, Ended, Migration, NoLogin, psycopg2
 from ..module_utils.refused import Refused
 from ..module_utils.secret_values import hide, of_environment, of_url
 from ..module_utils.service_state import systemctl
 from ..module_utils.unlogged_module import UnloggedModule
-
-try:
-    import psycopg2
-except ImportError:  # the module says so
-    psycopg2 = None
-
-
-CERTIFICATE_HINT = (
-    ". Give a database_host that PostgreSQL's certificate names, and in database_ca_file the "
-    "authority that signed it (app_database_direct_url with the strategy managed)"
-)
-HINTS = {
-    "was already loaded": (
-        "The command of another run goes on, perhaps of one that was cut off: wait for it to end "
-        "(systemctl status shows it), then run this again"
-    ),
-    "Can't locate revision": (
-        "The database is ahead of this code. To go back to it use ansible/playbooks/rollback.yml, "
-        "or deploy it with -e app_migrations=skip"
-    ),
-    "canceling statement due to lock timeout": (
-        "Another transaction held the lock for longer than app_migration_lock_timeout: run this "
-        "again at a quieter time. A concurrent index build, which holds up no query, may wait "
-        "longer: docs/databases.md has the migration"
-    ),
-    "invalid interpolation syntax": (
-        "Alembic's ini reads % as its own: in migrations/env.py double it, "
-        'url.replace("%", "%%") (docs/databases.md)'
-    ),
-    "ConnectionDoesNotExist": (
-        "The settings have no alias of this name in DATABASES, which app_databases names: add it, "
-        "or give app_migration_command (docs/databases.md)"
-    ),
-    "canceling statement due to statement timeout": (
-        "A statement took longer than app_migration_statement_timeout: raise it and run "
-        "ansible/playbooks/database.yml first"
-    ),
-}
-"""What to do about words that a migration prints."""
-
-TELLING = (r"^(\w+\.)+\w+: |^\w*(Error|Exception): ", r"\b(ERROR|FATAL):", r"(?i)\berror\b")
-"""Lines that say why a command failed, the most telling first."""
-
 
 LIFELINE = """
 import os, subprocess, sys, threading
@@ -198,24 +152,6 @@ systemd then ends what the unit has left, the command too.
 
 STOP_SECONDS = 10
 """How long a command may take to end after SIGTERM."""
-
-CANCEL_ORPHANS = "client_connection_check_interval=5s"
-"""Setting by which PostgreSQL notices that a client is gone while a statement runs."""
-
-
-class NoLogin(Refused):
-    """The owner cannot log in, or the server does not answer."""
-
-
-def lock_key(database: str) -> int:
-    """Return the advisory lock's key: 64 bits, the same on every controller and host."""
-    digest = hashlib.sha256(f"poolkit migrations of {database}".encode()).digest()
-    return int.from_bytes(digest[:8], "big", signed=True)
-
-
-def pending_migrations(output: str, pattern: str) -> list[str]:
-    """Return what a pending command's output names."""
-    return [found.group(1) for line in output.splitlines() if (found := re.search(pattern, line))]
 
 
 def systemd_run(
@@ -277,107 +213,6 @@ def secrets(conninfo: str, properties: list[str]) -> set[str]:
     return found
 
 
-def connect(conninfo: str) -> Any:
-    """Return a connection that is PostgreSQL's own; raises NoLogin and Refused.
-
-    conninfo: a URI, which may name a driver as SQLAlchemy's URLs do (postgresql+asyncpg://).
-    """
-    conninfo = re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", conninfo)
-    try:
-        connection = psycopg2.connect(conninfo, keepalives_idle=60, application_name="poolkit")
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            (pid,) = cursor.fetchone()
-    except psycopg2.Error as error:
-        said = str(error).strip()
-        hint = CERTIFICATE_HINT if re.search("certificate|SSL error|support SSL", said) else ""
-        raise NoLogin(f"PostgreSQL refuses the owner: {said}{hint}") from None
-    if connection.info.backend_pid != pid:
-        raise Refused(
-            "the connection for migrations goes through a pooler (process "
-            f"{connection.info.backend_pid} answered the login, {pid} the query): give "
-            "PostgreSQL's own address as database_host and database_port "
-            "(app_database_direct_url with the strategy managed)"
-        )
-    return connection
-
-
-def cancels_orphans(connection: Any) -> bool:
-    """Say whether the server can end statements whose client is gone; prepare it for itself."""
-    try:
-        with connection.cursor() as cursor:
-            name, value = CANCEL_ORPHANS.split("=")
-            cursor.execute(f"SET {name} = '{value}'")
-    except psycopg2.Error:  # before 14, or a server on a system that cannot
-        return False
-    return True
-
-
-def invalid_indexes(connection: Any) -> str:
-    """Return what to do about the database's invalid indexes, as sentences; empty without one."""
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT format('%I.%I', nspname, relname) FROM pg_index "
-                "JOIN pg_class ON pg_class.oid = indexrelid "
-                "JOIN pg_namespace ON pg_namespace.oid = relnamespace "
-                "WHERE NOT indisvalid AND relkind = 'i' ORDER BY 1"
-            )
-            names = [name for (name,) in cursor.fetchall()]
-    except psycopg2.Error:
-        return ""
-    if not names:
-        return ""
-    drops = "; ".join(f"DROP INDEX CONCURRENTLY {name}" for name in names)
-    return (
-        f"The database has invalid indexes: {', '.join(names)}. A failed CREATE INDEX "
-        "CONCURRENTLY leaves one: no query uses it, and the migration cannot be run again. If none "
-        f"is being built now, run as the owner: {drops}"
-    )
-
-
-def prove_lock(connection: Any) -> None:
-    """See that the lock's session is still there, and with it the lock; raises Refused."""
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-    except psycopg2.Error as error:
-        raise Refused(
-            "the connection that held the lock broke while a command ran, so another deployment "
-            f"may have migrated meanwhile: look at the database, then run this again ({error})"
-        ) from None
-
-
-def take_lock(connection: Any, seconds: int) -> float:
-    """Take the advisory lock and return the seconds that it took; raises Refused."""
-    begin = time.monotonic()
-    with connection.cursor() as cursor:
-        if connection.server_version >= 140000:  # the session is idle while the commands run
-            cursor.execute("SET idle_session_timeout = 0")
-        key = lock_key(connection.info.dbname)
-        while True:
-            cursor.execute("SELECT pg_try_advisory_lock(%s)", (key,))
-            if cursor.fetchone()[0]:
-                return time.monotonic() - begin
-            if time.monotonic() - begin > seconds:
-                break
-            time.sleep(0.5)
-        cursor.execute(
-            "SELECT coalesce(host(client_addr), 'the database host'), backend_start::timestamp(0) "
-            "FROM pg_locks JOIN pg_stat_activity USING (pid) "
-            "WHERE locktype = 'advisory' AND granted "
-            "AND classid = (%s >> 32) & 4294967295 AND objid = %s & 4294967295",
-            (key, key),
-        )
-        host, start = cursor.fetchone() or ("an unknown host", "?")
-    raise Refused(
-        f"another deployment's migrations hold the lock of the database {connection.info.dbname} "
-        f"since {start} (connected from {host}), longer than app_migration_wait_seconds "
-        f"({seconds} s): wait for it to end, then run this again"
-    )
-
-
 def main() -> None:
     module = UnloggedModule(
         argument_spec={
@@ -399,91 +234,40 @@ def main() -> None:
     given = module.params
     if psycopg2 is None:
         module.fail_json(msg="python3-psycopg2 is missing on this host")
-    printed: list[str] = []
-    unfinished = Path(given["unfinished"]) if given["after"] and given["unfinished"] else None
+    # Looking must not get in the way of a run.
+    unit = f"{given['name']}-{'pending' if module.check_mode else 'migrate'}"
+    properties = [
+        *given["properties"],
+        f"RuntimeMaxSec={given['timeout_seconds']}",
+        f"TimeoutStopSec={STOP_SECONDS}",
+    ]
     hidden = secrets(given["conninfo"], given["properties"])
-    environment = dict(given["environment"])
+    unfinished = Path(given["unfinished"]) if given["after"] and given["unfinished"] else None
 
-    def run(step: str) -> str:
-        if not given[step]:
-            return ""
-        # Looking must not get in the way of a run.
-        unit = f"{given['name']}-{'pending' if module.check_mode else 'migrate'}"
-        limit = given["timeout_seconds"]
-        properties = [
-            *given["properties"],
-            *(f"RuntimeMaxSec={limit}", f"TimeoutStopSec={STOP_SECONDS}"),
-        ]
-        command = systemd_run(unit, properties, environment, given[step])
-        begin = time.monotonic()
-        code, output, errors = printed_by(command)
-        seconds = time.monotonic() - begin
-        if code < 0:  # somebody has killed systemd-run: the command must not go on
-            systemctl("stop", f"{unit}.service")
-        text = "\n".join(part.strip() for part in (output, errors) if part.strip())
-        if step != "pending":
-            printed.append(text)
-        if code:
-            shown = " ".join(given[step])
-            hint = next((f". {hint}" for words, hint in HINTS.items() if words in text), "")
-            if code < 0:
-                hint = ". systemd-run was killed on the host, so the command was ended as well"
-            elif seconds >= limit:
-                hint = (
-                    f". It was ended after {limit} s (app_migration_timeout_seconds): look at what "
-                    "it did, then raise that or make the migration shorter"
-                )
-            if step != "pending" and (left := invalid_indexes(connection)):
-                hint += f". {left}"
-            file = "" if module.check_mode else unit
-            said = shortened(hide(text, hidden), file, TELLING) or "no output"
-            raise Refused(f"{step} ({shown}) failed with exit code {code}: {said}{hint}")
-        if not module.check_mode:
-            prove_lock(connection)
-        return output
+    def execute(_step: str, words: list[str], environment: dict[str, str]) -> Ended:
+        environment = {**environment, **given["environment"]}
+        code, output, errors = printed_by(systemd_run(unit, properties, environment, words))
+        if code >= 0:
+            return Ended(code, output, errors)
+        systemctl("stop", f"{unit}.service")  # the command must not go on
+        why = "systemd-run was killed on the host, so the command was ended as well"
+        return Ended(code, output, errors, why)
 
-    def pending() -> list[str]:
-        return pending_migrations(run("pending"), given["pending_pattern"])
+    def shorten(text: str) -> str:
+        return shortened(text, "" if module.check_mode else unit, TELLING)
 
-    connection, waited = None, 0.0
+    migration = Migration(given, execute, hidden, shorten)
     try:
-        connection = connect(given["conninfo"])
-        if cancels_orphans(connection):
-            environment.setdefault("PGOPTIONS", f"-c {CANCEL_ORPHANS}")
-        if not module.check_mode:
-            waited = take_lock(connection, given["wait_seconds"])
-        found = pending() if given["pending"] else [" ".join(given["upgrade"])]
-        if found and not module.check_mode:
-            run("before")
-            if unfinished:
-                unfinished.touch()
-            run("upgrade")
-            if given["pending"] and (left := pending()):
-                raise Refused(f"still pending after the migrations: {', '.join(left)}")
-        elif not found and unfinished and unfinished.exists():
-            found = [f"{' '.join(given['after'])} (of an earlier run)"]
-        if found and not module.check_mode:
-            run("after")
-            if unfinished:
-                unfinished.unlink()
-        # Also of a migration that has IF NOT EXISTS, and so ends well.
-        invalid = invalid_indexes(connection)
-    except (Refused, psycopg2.Error) as error:
+        result = migration.run(
+            given["conninfo"], only_look=module.check_mode, unfinished=unfinished
+        )
+    except Refused as error:
         if module.check_mode and isinstance(error, NoLogin):
-            module.exit_json(changed=False, unknown=hide(str(error), hidden))
-        said = f"PostgreSQL: {error}" if isinstance(error, psycopg2.Error) else str(error)
-        output = shortened(hide("\n".join(printed), hidden))
-        module.fail_json(msg=hide(said, hidden), output=output)
-    finally:
-        if connection is not None:
-            connection.close()  # and with it goes the lock
-    module.exit_json(
-        changed=bool(found),
-        pending=[hide(name, hidden) for name in found],
-        output=hide("\n".join(printed), hidden),
-        invalid_indexes=invalid,
-        waited_seconds=round(waited, 1),
-    )
+            module.exit_json(changed=False, unknown=str(error))
+        output = shortened(hide("\n".join(migration.printed), hidden))
+        module.fail_json(msg=str(error), output=output)
+    output = hide("\n".join(migration.printed), hidden)
+    module.exit_json(changed=bool(result["pending"]), output=output, **result)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,10 @@ def applications(hostvars: Hostvars, groups: Groups, admin_user: str | None = No
                 clients.setdefault(pooler, []).append(host)
         entry["clients"] = {pooler: clients[pooler] for pooler in sorted(clients, key=order.get)}
         entry["poolers"] = list(entry["clients"])
-        entry["hosts_at_once"] = batch_size(entry.pop("serial"), len(entry["hosts"]))
+        serial = entry.pop("serial")
+        # The tasks of ECS that a deployment adds are among its hosts.
+        tasks = "ecs_task" in hostvars[entry["hosts"][0]]
+        entry["hosts_at_once"] = 0 if tasks else batch_size(serial, len(entry["hosts"]))
     _refuse_shared([entry for entry in entries if not entry["server"]], admin_user)
     _refuse_on_one_pooler(entries)
     return entries

@@ -156,7 +156,7 @@ class Demand:
     def _further_row(self, database: str, entries: list[Further], auto_size: int) -> dict[str, Any]:
         none: frozenset[str] = frozenset()
         firsts = [entry.pools[0] for entry in entries]
-        lone = [(entry, entry.pools[0].processes == 1) for entry in entries]
+        lone = [(entry, entry.pools[0].lone) for entry in entries]
         return {
             "application": database,
             "poolers": _counted(f"x {pool.processes}" for pool in firsts),

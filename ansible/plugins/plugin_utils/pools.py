@@ -57,8 +57,15 @@ class Pool:
     database_limit: int | None
     """max_db_connections of [databases]."""
     database_variable: str
+    stand_in: bool = True
+    """Whether a lone process gets a stand-in while it is replaced; not so in a task of ECS."""
     derived: bool = False
     """Whether the size follows from the clients of the database's application (session mode)."""
+
+    @property
+    def lone(self) -> bool:
+        """Whether a second process stands in for this one while it is replaced."""
+        return self.stand_in and self.processes == 1
 
     def of_process(self, auto_size: int, reserve: int) -> int:
         """Server connections of one process."""
@@ -75,7 +82,7 @@ class Pool:
 
         Several are replaced in turn: one drains and ends before its successor starts.
         """
-        return self.of_process(auto_size, self.reserve) if self.processes == 1 else 0
+        return self.of_process(auto_size, self.reserve) if self.lone else 0
 
     def other_users(self, auto_size: int) -> int:
         """Server connections of auth_query and the users that it lets in, and of the stand-in."""
@@ -84,7 +91,7 @@ class Pool:
         size = auto_size if self.size is None else self.size
         limit = self.database_limit or size + self.reserve + self.auth_query
         each = max(limit // self.processes - self.of_process(auto_size, self.reserve), 0)
-        return each * (self.processes + (self.processes == 1))
+        return each * (self.processes + self.lone)
 
     def parts(self, auto_size: int, restarts: bool) -> Counter[str]:
         """Return the variables that make the pool's connections, each with how many.
@@ -92,7 +99,7 @@ class Pool:
         A size does not matter where a limit holds, nor anything else where auth_query fills the
         database up to its limit. restarts: whether the stand-in of a lone process counts.
         """
-        processes = self.processes + (restarts and self.processes == 1)
+        processes = self.processes + (restarts and self.lone)
         whole = processes * self.of_process(auto_size, self.reserve)
         by_limit = self.limit and (self.size or auto_size) // self.processes + (
             self.reserve // self.processes
@@ -131,7 +138,7 @@ class Further:
         first = self.pools[0]
         each = self.of_process(auto_size, without)
         if each < sum(pool.of_process(auto_size, pool.reserve) for pool in pools):
-            processes = first.processes + (first.processes == 1)
+            processes = first.processes + first.lone
             return Counter({first.database_variable: processes * each})
         return sum((pool.parts(auto_size, True) for pool in pools), Counter())
 
@@ -286,6 +293,7 @@ def _pool(facts: Facts, host: str, app: Mapping[str, Any], own: Pool | None = No
         auth_query=auth_query,
         database_limit=given.get(database_variable),
         database_variable=database_variable,
+        stand_in="ecs_task" not in facts,
         derived=derived,
     )
 

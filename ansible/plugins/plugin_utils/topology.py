@@ -97,8 +97,8 @@ def _private_address(hostvars: Hostvars, host: str) -> str:
 
 
 def _network(address: str) -> str:
-    """Return one address in CIDR notation."""
-    return f"{address}/{128 if ':' in address else 32}"
+    """Return one address in CIDR notation; a network, that of a service's tasks, as it is."""
+    return address if "/" in address else f"{address}/{128 if ':' in address else 32}"
 
 
 def address_beside(facts: Mapping[str, Any], host: str) -> str:

@@ -7,7 +7,6 @@ target is healthy as soon as it is registered. docs/ec2.md says what has never r
 from __future__ import annotations
 
 import json
-import logging
 import re
 import time
 from collections.abc import Iterator
@@ -17,12 +16,13 @@ from pathlib import Path
 import boto3
 import pytest
 import yaml
-from balancer import Balancer
+from botocore.config import Config
 from conftest import Run, Site
 from controller import ROOT, resolve
 from controller import ansible as run_ansible
+from local_ecs.api import OUR_AGENT, Api
+from local_ecs.balancer import Balancer
 from moto.elbv2.models import ELBv2Backend, FakeHealthStatus, FakeTargetGroup
-from moto.server import ThreadedMotoServer
 from traffic import Traffic
 
 REGION = "eu-central-1"
@@ -48,7 +48,7 @@ DELAY_SECONDS = 2
 class Cloud:
     """moto's AWS with the instances, a target group, and the inventory that finds them."""
 
-    endpoint: str
+    api: Api
     inventory: Path
     target_group: str
     ids: dict[str, str]
@@ -57,7 +57,7 @@ class Cloud:
     """When each target was deregistered."""
 
     def __post_init__(self) -> None:
-        self.balancing = boto3.client("elbv2", **access(self.endpoint))
+        self.balancing = boto3.client("elbv2", **access(self.api.endpoint))
 
     def targets(self, state: str = "healthy") -> list[str]:
         """Return the hosts in this state."""
@@ -71,7 +71,7 @@ class Cloud:
 
     def play(self, *playbooks: str, **variables: object) -> Run:
         environment = {
-            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ENDPOINT_URL": self.api.endpoint,
             "AWS_ACCESS_KEY_ID": "testing",
             "AWS_SECRET_ACCESS_KEY": "testing",
             "AWS_REGION": REGION,
@@ -98,9 +98,11 @@ def admit(ec2: object, group: str, network: str, *, away: bool = False) -> None:
     getattr(ec2, f"{change}_security_group_ingress")(GroupId=group, IpPermissions=[rule])
 
 
-def access(endpoint: str) -> dict[str, str]:
+def access(endpoint: str) -> dict[str, object]:
+    """Return what a client of the tests' own needs, whose calls are not recorded."""
     keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
-    return {"endpoint_url": endpoint, "region_name": REGION, **keys}
+    own = Config(user_agent_extra=OUR_AGENT)
+    return {"endpoint_url": endpoint, "region_name": REGION, "config": own, **keys}
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +184,13 @@ def keep_secrets(endpoint: str) -> None:
 @pytest.fixture(scope="module")
 def cloud(sites, draining, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     sites("django")
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
+    with Api({}) as api:
+        yield make(api, draining, tmp_path_factory.mktemp("ec2"))
+
+
+def make(api: Api, draining: dict[str, float], folder: Path) -> Cloud:
+    """Make what Terraform would have made."""
+    endpoint = api.endpoint
     ec2, balancing = (boto3.client(name, **access(endpoint)) for name in ("ec2", "elbv2"))
     vpc = ec2.create_vpc(CidrBlock="172.29.218.0/24")["Vpc"]["VpcId"]
     subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="172.29.218.0/25")["Subnet"]["SubnetId"]
@@ -229,24 +233,23 @@ def cloud(sites, draining, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     database = ec2.create_security_group(GroupName="database", Description="-", VpcId=vpc)
     guard = database["GroupId"]
     admit(ec2, guard, INSTANCES)
-    folder = tmp_path_factory.mktemp("ec2")
     keep_secrets(endpoint)
     write_inventory(folder, group, guard)
-    yield Cloud(endpoint, folder, group, ids, guard, draining)
-    server.stop()
+    return Cloud(api, folder, group, ids, guard, draining)
 
 
 @pytest.fixture
 def balancer(cloud: Cloud) -> Iterator[Balancer]:
-    with Balancer(lambda: [(HOSTS[name], PORT) for name in cloud.targets()]) as balancer:
-        yield balancer
+    balancer = Balancer(lambda: [(HOSTS[name], PORT) for name in cloud.targets()])
+    yield balancer
+    balancer.close()
 
 
 def test_rolling_release_behind_the_balancer(
     cloud: Cloud, balancer: Balancer, release, sites
 ) -> None:
     site: Site = sites("django")
-    new = release("django", "new", {})
+    new = release("django", "balanced", {})
     before = site.releases()
     with Traffic([balancer.url], clients=4, pause_seconds=0.05) as traffic:
         run = cloud.play("site.yml", app_source=str(new))
@@ -267,7 +270,9 @@ def test_last_healthy_target_stays(cloud: Cloud, release, sites) -> None:
     site: Site = sites("django")
     before = site.releases()
     run = cloud.play(
-        "ansible/playbooks/app.yml", app_source=str(release("django", "all", {})), app_serial=2
+        "ansible/playbooks/app.yml",
+        app_source=str(release("django", "all-at-once", {})),
+        app_serial=2,
     )
     assert run.code != 0
     assert "has no healthy target but" in run.output
@@ -320,7 +325,7 @@ def test_run_that_was_cut_off_is_finished(cloud: Cloud, balancer: Balancer, site
     [("0.0.0.0/0", "lets the whole world"), ("10.9.0.0/16", "lets 10.9.0.0/16 reach port 5432")],
 )
 def test_open_database_is_refused(cloud: Cloud, network: str, words: str) -> None:
-    ec2 = boto3.client("ec2", **access(cloud.endpoint))
+    ec2 = boto3.client("ec2", **access(cloud.api.endpoint))
     admit(ec2, cloud.security_group, network)
     try:
         for book in ("site.yml", "ansible/playbooks/app.yml"):
@@ -338,3 +343,10 @@ def test_target_group_that_loses_requests_is_refused(cloud: Cloud) -> None:
     assert "drains for 60 s, and a request may take 61 s" in run.output
     assert "Set app_keepalive_seconds to 65, or more" in run.output
     assert set(run.changed.values()) == {0}
+
+
+def test_deployer_may_do_what_it_does_and_no_more(cloud: Cloud) -> None:
+    policy = json.loads((ROOT / "templates/iam/ec2_deployer.json").read_text())
+    listed = [statement["Action"] for statement in policy["Statement"]]
+    allowed = {action for row in listed for action in ([row] if isinstance(row, str) else row)}
+    assert {call.action for call in cloud.api.calls} == allowed
