@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import httpx
 import pytest
 import yaml
 from conftest import NETWORK, docker
-from controller import ansible
+from controller import ROOT, ansible
 
 FACTS = {
     **{"subnets": [], "security_group": "", "registry": "127.0.0.1:1/local"},
@@ -22,9 +21,10 @@ FACTS = {
 
 
 def compose() -> list[str]:
-    """Return Compose's command, the plugin's or the one before it."""
-    plugin = subprocess.run(["docker", "compose", "version"], capture_output=True)
-    return ["docker", "compose"] if plugin.returncode == 0 else ["docker-compose"]
+    """Return Compose's command, the plugin's or the one before it, installed if there is none."""
+    return subprocess.run(
+        ["scripts/compose.sh"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout.split()
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,6 @@ def test_files_hold_what_a_task_has(folder: Path) -> None:
 @pytest.fixture
 def project(folder: Path) -> Iterator[list[str]]:
     """Return Compose's command for the files, on the network where the database is."""
-    if compose() == ["docker-compose"] and not shutil.which("docker-compose"):
-        pytest.skip("neither `docker compose` nor docker-compose is here: docs/ecs.md")
     network = folder / "network.yaml"
     outside = {"networks": {"default": {"name": NETWORK, "external": True}}}
     network.write_text(yaml.safe_dump(outside))

@@ -99,16 +99,7 @@ class Site:
         )
 
     def assert_nothing_lost(self, traffic: Traffic) -> None:
-        """Each acknowledged item is there once, and no request failed."""
-        assert traffic.failures == []
-        (counts,) = self.rows(
-            f"SELECT count(*), count(DISTINCT key) FROM items WHERE key LIKE '{traffic.run}-%'"
-        )
-        assert counts == f"{len(traffic.keys)}|{len(traffic.keys)}"
-        print(
-            f"{self.framework}: {traffic.requests} requests, 0 failed, {len(traffic.keys)} rows, "
-            f"slowest {traffic.slowest_seconds:.2f} s"
-        )
+        traffic.assert_nothing_lost(self.framework, self.rows)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections.abc import Callable
 
 import httpx
 
@@ -49,6 +50,21 @@ class Traffic:
         deadline = time.monotonic() + timeout_seconds
         while self.requests < requests and time.monotonic() < deadline:
             time.sleep(0.2)
+
+    def assert_nothing_lost(self, name: str, rows: Callable[[str], list[str]]) -> None:
+        """Each acknowledged item is there once, and no request failed.
+
+        name: of the application, for what is printed. rows: returns a query's rows, as psql -A.
+        """
+        assert self.failures == []
+        (counts,) = rows(
+            f"SELECT count(*), count(DISTINCT key) FROM items WHERE key LIKE '{self.run}-%'"
+        )
+        assert counts == f"{len(self.keys)}|{len(self.keys)}"
+        print(
+            f"{name}: {self.requests} requests, 0 failed, {len(self.keys)} rows, "
+            f"slowest {self.slowest_seconds:.2f} s"
+        )
 
     def client(self, number: int) -> None:
         headers = {"Connection": "close"} if number % 2 else {}

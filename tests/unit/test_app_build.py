@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from plugins.module_utils import build_unit, command_output, locking
+from plugins.module_utils.static_files import keep_others
 from plugins.modules import app_build
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -195,6 +196,25 @@ def test_files_of_earlier_releases_stay_beside_the_new_ones(
     names = ["admin/base.css", "app.1.css", "app.2.css", "app.3.css"]
     assert sorted(str(p.relative_to(static)) for p in static.rglob("*.css")) == names
     assert (static / "admin/base.css").read_text() == "bbb"
+    # One that takes the place of a later release gets that one's files, and keeps its own.
+    first = tmp_path / "releases/aaa"
+    assert keep_others(first) == 2
+    assert keep_others(first) == 0
+    static = first / "static"
+    assert sorted(str(p.relative_to(static)) for p in static.rglob("*.css")) == names
+    assert (static / "admin/base.css").read_text() == "aaa"
+
+
+def test_root_of_the_static_files_may_not_lead_out(django: Callable, tmp_path: Path) -> None:
+    django("aaa", "static", "app.1.css")
+    django("bbb", "static", "app.2.css")
+    first = tmp_path / "releases/aaa"
+    (first / "static").rename(tmp_path / "elsewhere")
+    (first / "static").symlink_to(tmp_path / "elsewhere")
+    assert keep_others(first) == 0
+    assert not (tmp_path / "elsewhere/app.2.css").exists()
+    (first / ".poolkit-static").write_text("no JSON")
+    assert keep_others(first) == 0
 
 
 def test_without_static_root_nothing_is_collected(django: Callable) -> None:

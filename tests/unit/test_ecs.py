@@ -15,11 +15,14 @@ from plugins.filter.ecs import ecs_errors, ecs_maximum_percent
 from plugins.filter.fleet import fleet
 from plugins.module_utils import ecs_client
 from plugins.module_utils.ecs_definition import (
+    BEFORE,
+    COMPLETED,
     clear_text,
     definition_errors,
     differences,
     migration_verdict,
     normalised,
+    rollback_target,
     verdict,
     why_stopped,
 )
@@ -160,10 +163,7 @@ def test_differences_are_readable() -> None:
         (("containerDefinitions", 1, "command", 1), "--key=hush-hush", "web.command"),
         (("containerDefinitions", 0, "environment", 0, "value"), "a = password=x", "PGBOUNCER_INI"),
         (("containerDefinitions", 1, "image"), "shop:latest", "without a digest"),
-        (("containerDefinitions", 1, "stopTimeout"), 121, "kills it after 120"),
         (("containerDefinitions", 0, "portMappings"), [{"containerPort": 6432}], "port mapping"),
-        (("cpu",), "300", "Fargate does not have"),
-        (("memory",), "512", "with 512 give one of 1024, 2048"),
     ],
 )
 def test_definitions_that_are_refused(path: tuple, value: object, words: str) -> None:
@@ -172,13 +172,13 @@ def test_definitions_that_are_refused(path: tuple, value: object, words: str) ->
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
-    (message,) = definition_errors(found, "pgbouncer", ["hush-hush", ""])
+    (message,) = definition_errors(found, ["hush-hush", ""])
     assert words in message
     assert "hush-hush" not in message
 
 
 def test_right_definition_passes() -> None:
-    assert definition_errors(DEFINITION, "pgbouncer", ["hush-hush"]) == []
+    assert definition_errors(DEFINITION, ["hush-hush"]) == []
     assert clear_text(DEFINITION, ["hush"]) == []
 
 
@@ -287,7 +287,7 @@ def ecs(monkeypatch: pytest.MonkeyPatch) -> Ecs:
 
 def release(definition: dict | None, check: bool = False, **more: Any) -> dict[str, Any]:
     params = {
-        **{"region": "eu-central-1", "cluster": "main", "service": "shop", "pooler": "pgbouncer"},
+        **{"region": "eu-central-1", "cluster": "main", "service": "shop"},
         **{"settings": {}, "tasks": 1, "scaled": False, "rollback": definition is None},
         **{"timeout_seconds": 5, "secrets": [], "definition": definition, **more},
     }
@@ -363,6 +363,20 @@ def test_first_deployment_can_go_back_to_what_served_before(ecs: Ecs) -> None:
     ecs.create_service("shop", taskDefinition=arn)
     release(changed(DEFINITION, ("containerDefinitions", 1, "environment", 0, "value")))
     assert release(None)["task_definition"].endswith(":1")
+
+
+@pytest.mark.parametrize(
+    ("serves", "completed", "before", "target"),
+    [
+        ("shop:3", "shop:3", "shop:2", "shop:2"),
+        ("shop:2", "shop:3", "shop:2", "shop:2"),  # a rollback was cut off
+        ("shop:4", "shop:3", "shop:2", "shop:3"),  # a deployment has failed, or goes on
+        ("shop:2", "shop:2", "shop:2", ""),
+        ("shop:1", "", "", ""),
+    ],
+)
+def test_where_a_rollback_goes(serves: str, completed: str, before: str, target: str) -> None:
+    assert rollback_target(serves, {COMPLETED: completed, BEFORE: before}) == target
 
 
 def test_first_deployment_of_a_new_service_cannot_go_back(ecs: Ecs) -> None:
@@ -445,7 +459,7 @@ GIVEN = {
     **{"processes": [], "state_directories": [], "resource_limits": [], "pgbouncer_processes": 1},
     **{"pgbouncer_exporter_enabled": False, "tls": "", "target_group_arns": []},
     **{"build_environment": [], "database_ca_bytes": 5000, "secrets": ["API_KEY"]},
-    "listen_addr": "127.0.0.1",
+    **{"listen_addr": "127.0.0.1", "plain": ["APP_VERSION"]},
 }
 
 

@@ -86,7 +86,7 @@ def balancer_errors(
                 f"the target group {name} has targets of type {kind}, and the application's are "
                 f"of type {' or '.join(app['target_types'])}: make another one"
             )
-        if app.get("ready_path") == group.get("health_check_path"):
+        if app.get("ready_path") and app["ready_path"] == group.get("health_check_path"):
             errors.append(
                 f"the target group {name} asks {group['health_check_path']}, which fails while the "
                 "database is away, and ECS would replace every task for it: let it ask a path that "

@@ -8,18 +8,27 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ..module_utils.ecs_definition import FARGATE, LONGEST_STOP_SECONDS
 from ..module_utils.secret_values import passwords_of
 from ..plugin_utils.ecs_tasks import maximum_percent, tasks_of
 
 DIGEST = r"\S+@sha256:[0-9a-f]{64}"
 ARN = r"arn:[\w-]+:elasticloadbalancing:[\w-]+:\d+:targetgroup/\S+"
-OWN_VARIABLES = (
-    *("APP_NAME", "APP_VERSION", "APP_HEALTH_HEADERS", "GUNICORN_CONF", "DATABASE_CA", "MIGRATION"),
-    *("DATABASE_POOL_SIZE", "DATABASE_CONNECTION_MAX_AGE_SECONDS"),
-    *("DATABASE_TRANSACTION_POOLING", "PGSSLROOTCERT"),
-)
-"""Variables of the containers that nobody else may give."""
+FARGATE = {
+    256: (512, 1024, 2048),
+    512: tuple(range(1024, 4097, 1024)),
+    1024: tuple(range(2048, 8193, 1024)),
+    2048: tuple(range(4096, 16385, 1024)),
+    4096: tuple(range(8192, 30721, 1024)),
+    8192: tuple(range(16384, 61441, 4096)),
+    16384: tuple(range(32768, 122881, 8192)),
+}
+"""{CPU units: the MiB of memory that a task of Fargate may have with them}."""
+
+LONGEST_STOP_SECONDS = 120
+"""Fargate's maximum of stopTimeout."""
+
+OWN_VARIABLES = ("APP_HEALTH_HEADERS", "GUNICORN_CONF", "DATABASE_CA", "MIGRATION")
+"""Variables of the containers beside those of the role app's environment."""
 
 CA_BYTES = 16384
 """The largest database_ca_file: both containers hold it, and a definition has 64 KiB in all."""
@@ -36,8 +45,9 @@ def ecs_errors(given: Mapping[str, Any]) -> list[str]:
     given: of the role ecs misspelt (messages), region, service, base_image, registry, tasks,
     tasks_max, cpu, memory_mib; of the role app timeout_seconds, strategy, processes,
     state_directories, resource_limits, target_group_arns; pgbouncer_processes,
-    pgbouncer_exporter_enabled, tls (pgbouncer_tls_certificate_file), database_ca_bytes, and the
-    listen_addr of the pooler, and the names in build_environment and in secrets.
+    pgbouncer_exporter_enabled, tls (pgbouncer_tls_certificate_file), listen_addr of the pooler,
+    database_ca_bytes, the names in build_environment and in secrets, and plain, those of poolkit's
+    own variables that are no secrets.
     """
     errors = [f"unknown variable {message}" for message in given["misspelt"]]
     if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", str(given["region"])):
@@ -111,7 +121,8 @@ def ecs_errors(given: Mapping[str, Any]) -> list[str]:
     errors += [
         f"ecs_secrets.{name}: poolkit makes this variable itself; leave it out"
         for name in given["secrets"]
-        if name in OWN_VARIABLES or re.search(r"(^|_)DATABASE_(DIRECT_)?URL$", str(name))
+        if name in (*OWN_VARIABLES, *given["plain"])
+        or re.search(r"(^|_)DATABASE_(DIRECT_)?URL$", str(name))
     ]
     if len(given["target_group_arns"]) > 5:
         errors.append("app_target_group_arns has more than 5, the most that a service of ECS takes")

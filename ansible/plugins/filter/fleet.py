@@ -176,6 +176,7 @@ def fleet(hostvars: Hostvars, groups: Groups) -> dict[str, Any]:
     Returns:
     errors: what is wrong with the facts that the hosts share, with the variable to change;
     contradiction: the one of them that leaves parts of the following empty, or "";
+    security_groups: those of the database, for AWS to be asked who reaches it;
     foreign: the names of variables that begin as poolkit's do and are not known;
     groups, facts: {group: hosts} and {host: variables}, those that the connection budget needs.
       Each task of a service of ECS that may run at once is a host here;
@@ -192,7 +193,7 @@ def fleet(hostvars: Hostvars, groups: Groups) -> dict[str, Any]:
     """
     groups = {kind: list(groups.get(kind) or []) for kind in KINDS}
     found: dict[str, Any] = {"errors": [], "foreign": [], "groups": groups, "facts": {}}
-    found["contradiction"] = ""
+    found["contradiction"], found["security_groups"] = "", []
     found |= {"uses_database": False, "auto_pools": False, "applications": {}, "hosts_of": {}}
     found |= {"hosts": {}, "poolers": {}, "hba_rules": [], "query_wait_timeout": 0}
     try:
@@ -201,6 +202,8 @@ def fleet(hostvars: Hostvars, groups: Groups) -> dict[str, Any]:
     except AnsibleFilterError as error:
         return {**found, "errors": [str(error)], "contradiction": str(error)}
     found["groups"] = groups
+    for admin in groups["database_admin"][:1]:
+        found["security_groups"] = facts[admin].get("database_security_groups") or []
     found["foreign"] = foreign_variables(names)
     found["facts"] = {host: _without_secrets(of_host) for host, of_host in facts.items()}
     for host in groups["applications"]:

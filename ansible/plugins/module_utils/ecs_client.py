@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from .ecs_definition import why_stopped
+from .ecs_definition import POOLER, why_stopped
 from .refused import Refused
 
 try:
     import boto3
     import botocore.exceptions
-except ImportError:  # require() says so
+except ImportError:  # told() says so
     boto3 = None
 
 EVENTS = 5
 """How many of a service's last events a message shows."""
 
-ARGUMENTS = {"region": {"type": "str", "required": True}}
-"""What each module of ECS takes."""
+ARGUMENTS = {name: {"type": "str", "required": True} for name in ("region", "cluster")}
+"""What a module of ECS takes, to know where a service is."""
 
 
-def finish(module: Any, result: dict[str, Any]) -> None:
-    """End a module with what it returns, none of which is a secret.
+def run(module: Any, work: Callable[[Any], dict[str, Any]]) -> None:
+    """Do a module's work, and end it with what that returns, none of which is a secret.
 
     Ansible would blot out every text that is also a value of a no_log option, and ARNs hold words
-    that a value may be. So it gets no such values, and no arguments to show.
+    that a value may be. So it gets no such values, and no arguments to show. A message of Refused
+    has passed no such care: there the values are blotted out.
     """
+    try:
+        result = work(module)
+    except Refused as error:
+        module.fail_json(msg=str(error))
     module.no_log_values.clear()
     module.exit_json(**result, invocation={"module_args": {}})
 
@@ -89,9 +94,13 @@ def state_of(container: dict[str, Any]) -> str:
     return ", ".join(filter(None, (container.get("lastStatus"), container.get("healthStatus"))))
 
 
-def is_away(container: dict[str, Any]) -> bool:
-    """Say whether a pooler's container does not serve its task."""
-    return container.get("lastStatus") == "STOPPED" or container.get("healthStatus") == "UNHEALTHY"
+def is_past_pooler(task: dict[str, Any]) -> bool:
+    """Say whether a task has a pooler that does not serve it, so that it uses the fallback."""
+    return any(
+        row.get("lastStatus") == "STOPPED" or row.get("healthStatus") == "UNHEALTHY"
+        for row in task["containers"]
+        if row["name"] == POOLER
+    )
 
 
 def stopped_tasks(ecs: Any, cluster: str, definition: str) -> list[str]:

@@ -18,6 +18,9 @@ ANSWERED = (
 )
 """Fields of an answer that no request has, and tags, which are not compared."""
 
+POOLER = "pgbouncer"
+"""The pooler's container, in a task that has one."""
+
 COMPLETED, BEFORE = "poolkit:completed", "poolkit:completed-before"
 """Tags of a service: the task definitions that completed last and before, as family:revision."""
 
@@ -37,20 +40,6 @@ NAMES = {
     "volumes": "name",
 }
 """Lists whose order means nothing, and what names an entry."""
-
-FARGATE = {
-    256: (512, 1024, 2048),
-    512: tuple(range(1024, 4097, 1024)),
-    1024: tuple(range(2048, 8193, 1024)),
-    2048: tuple(range(4096, 16385, 1024)),
-    4096: tuple(range(8192, 30721, 1024)),
-    8192: tuple(range(16384, 61441, 4096)),
-    16384: tuple(range(32768, 122881, 8192)),
-}
-"""{CPU units: the MiB of memory that a task of Fargate may have with them}."""
-
-LONGEST_STOP_SECONDS = 120
-"""Fargate's maximum of stopTimeout."""
 
 SHORTEST_PART = 8
 """A secret of so many characters is looked for in the midst of a text."""
@@ -184,45 +173,23 @@ def clear_text(definition: Mapping[str, Any], secrets: Iterable[str]) -> list[st
     return found
 
 
-def definition_errors(
-    definition: Mapping[str, Any], pooler: str, secrets: Iterable[str] = ()
-) -> list[str]:
-    """Return what ECS would refuse in a definition, or what must not be.
-
-    pooler: the name of the pooler's container, which nobody outside of the task may reach.
-    """
+def definition_errors(definition: Mapping[str, Any], secrets: Iterable[str] = ()) -> list[str]:
+    """Return what must not be in a definition, whatever ECS takes. secrets: as of `clear_text`."""
     errors = [
         f"{name} would hold a secret in clear text: move it to app_environment or ecs_secrets "
         "(a password in pgbouncer.ini comes from pgbouncer_databases)"
         for name in clear_text(definition, secrets)
     ]
-    cpu, memory = int(definition["cpu"]), int(definition["memory"])
-    if memory not in FARGATE.get(cpu, ()):
-        sizes = ", ".join(str(size) for size in FARGATE.get(cpu, ()))
-        errors.append(
-            f"ecs_cpu is {cpu} and ecs_memory_mib {memory}, which Fargate does not have: "
-            + (f"with {cpu} give one of {sizes}" if sizes else f"give {_listed(FARGATE)} as cpu")
-        )
     for container in definition["containerDefinitions"]:
         name = container["name"]
-        if container.get("stopTimeout", 0) > LONGEST_STOP_SECONDS:
-            errors.append(
-                f"the container {name} may take {container['stopTimeout']} s to stop, and Fargate "
-                f"kills it after {LONGEST_STOP_SECONDS}: lower app_timeout_seconds to "
-                f"{LONGEST_STOP_SECONDS - 5}"
-            )
         if not re.search(r"@sha256:[0-9a-f]{64}$", container["image"]):
             errors.append(
                 f"the image of the container {name} is {container['image']}, without a digest: a "
                 "tag may be another image tomorrow"
             )
-        if name == pooler and container.get("portMappings"):
+        if name == POOLER and container.get("portMappings"):
             errors.append("the pooler has a port mapping: others than its task would reach it")
     return errors
-
-
-def _listed(values: Iterable[Any]) -> str:
-    return ", ".join(str(value) for value in values)
 
 
 def verdict(deployment: str, service: Mapping[str, Any]) -> tuple[str, str]:
@@ -260,6 +227,18 @@ def verdict(deployment: str, service: Mapping[str, Any]) -> tuple[str, str]:
 def revision(arn: str) -> str:
     """Return family:revision of a task definition's ARN."""
     return arn.rpartition("/")[2]
+
+
+def rollback_target(serves: str, tags: Mapping[str, str]) -> str:
+    """Return the revision that a rollback goes to; "" where none is known.
+
+    serves: the service's revision, family:revision. tags: of the service. A rollback that was cut
+    off goes on; it does not turn round.
+    """
+    completed, before = tags.get(COMPLETED, ""), tags.get(BEFORE, "")
+    if serves not in (completed, before):
+        return completed
+    return "" if completed == before else before
 
 
 def why_stopped(task: Mapping[str, Any]) -> str:

@@ -124,6 +124,7 @@ from ..module_utils.locking import Locked, lock
 from ..module_utils.ownership import give_to, hand_over
 from ..module_utils.refused import Refused
 from ..module_utils.secret_values import hide, of_environment, passwords
+from ..module_utils.static_files import keep_others
 from ..module_utils.text_files import write
 from ..module_utils.unlogged_module import UnloggedModule
 from ..module_utils.virtual_environment import BUILT, MARKER, STATIC, built
@@ -244,7 +245,7 @@ class Steps:
         own = sorted(files_below(root))
         place = str(root.relative_to(self.release))
         write(self.release / STATIC, json.dumps({"root": place, "files": own}), 0o644)
-        kept = keep_earlier(self.release.parent, root, own)
+        kept = keep_others(self.release)
         return {"static_root": str(root), "static_files": len(own), "kept_static_files": kept}
 
 
@@ -280,47 +281,6 @@ def drop_kept(release: Path) -> None:
         path = release / name
         if path.lstat().st_nlink > 1:
             path.unlink()
-
-
-def collected(release: Path) -> dict[str, Path]:
-    """Return name -> path of what a whole release has collected itself; {} where that is unclear.
-
-    Only what is really in it: the list is a file, and a source may have one as well.
-    """
-    if not built(release):
-        return {}
-    try:
-        static = json.loads((release / STATIC).read_text())
-        paths = {name: release / static["root"] / name for name in static["files"]}
-        return {
-            name: path
-            for name, path in paths.items()
-            if path.resolve() == path and release in path.parents and path.is_file()
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def keep_earlier(releases: Path, root: Path, own: list[str]) -> int:
-    """Link what the other releases on the host have collected and this one has not; count it.
-
-    Root makes no link and no directory behind a link that is in the new files.
-    """
-    kept, present = 0, set(own)
-    for release in sorted(releases.glob("[!.]*"), key=os.path.getmtime, reverse=True):
-        if release in root.parents:
-            continue
-        for name, path in collected(release).items():
-            goal = root / name
-            if name in present or goal.resolve() != goal or os.path.lexists(goal):
-                continue
-            try:
-                goal.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                os.link(path, goal)
-            except (FileExistsError, NotADirectoryError):  # a file where there was a directory
-                continue
-            kept += 1
-    return kept
 
 
 def clean(name: str, release: Path) -> bool:

@@ -193,6 +193,7 @@ from ..module_utils.locking import Locked, lock
 from ..module_utils.refused import Refused
 from ..module_utils.secret_values import hide, of_environment
 from ..module_utils.service_state import log_end, newer_than, properties, systemctl, timestamp
+from ..module_utils.static_files import keep_others
 from ..module_utils.text_files import difference, read, same_owner, write
 from ..module_utils.unlogged_module import UnloggedModule
 
@@ -711,6 +712,9 @@ class Application:
         """Try, switch, prove; on failure undo, prove and raise Refused. Return body and seconds."""
         begin = time.monotonic()
         serving = self.active(self.service)
+        # Also those of a later release that this one takes the place of.
+        with contextlib.suppress(OSError):
+            keep_others(self.root.resolve() / "releases" / release)
         self.remember()
         try:
             self.try_out(release)

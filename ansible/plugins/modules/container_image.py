@@ -239,11 +239,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        result = have(module)
-    except Refused as error:
-        module.fail_json(msg=str(error))
-    ecs_client.finish(module, result)
+    ecs_client.run(module, have)
 
 
 if __name__ == "__main__":

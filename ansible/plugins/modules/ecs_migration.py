@@ -9,6 +9,7 @@ module: ecs_migration
 short_description: Run the migrations of an application as a task of ECS, to their end
 version_added: 0.1.0
 author: The poolkit authors (@poolkit)
+extends_documentation_fragment: poolkit.poolkit.ecs
 description:
   - Registers the task definition where the newest revision of its family differs, runs one task of
     it, and waits until that has stopped. A task that ends within a second is seen as well.
@@ -16,16 +17,7 @@ description:
     has failed. The message has the task's reason and the end of its log.
   - Waits for a task of the same revision that an earlier run has left, instead of starting one.
   - Check mode runs nothing.
-  - Runs on the controller and needs boto3.
 options:
-  region:
-    description: AWS's region.
-    type: str
-    required: true
-  cluster:
-    description: Name or ARN of the cluster.
-    type: str
-    required: true
   definition:
     description: The task definition, as RegisterTaskDefinition takes it, with one container.
     type: dict
@@ -145,7 +137,7 @@ def log_of(given: dict[str, Any], container: dict[str, Any], arn: str) -> str:
 def migrate(module: UnloggedModule) -> dict[str, Any]:
     given = module.params
     container = given["definition"]["containerDefinitions"][0]
-    if errors := definition_errors(given["definition"], "", given["secrets"]):
+    if errors := definition_errors(given["definition"], given["secrets"]):
         raise Refused("; ".join(errors))
     with ecs_client.told():
         ecs = ecs_client.client("ecs", given["region"])
@@ -176,7 +168,6 @@ def main() -> None:
     module = UnloggedModule(
         argument_spec={
             **ecs_client.ARGUMENTS,
-            "cluster": {"type": "str", "required": True},
             "definition": {"type": "dict", "required": True},
             "network": {"type": "dict", "required": True},
             "timeout_seconds": {"type": "int", "default": 14400},
@@ -184,11 +175,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        result = migrate(module)
-    except Refused as error:
-        module.fail_json(msg=str(error))
-    ecs_client.finish(module, result)
+    ecs_client.run(module, migrate)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,12 @@ module: ecs_preflight
 short_description: See that everything is there which a service of ECS names
 version_added: 0.1.0
 author: The poolkit authors (@poolkit)
+extends_documentation_fragment: poolkit.poolkit.ecs
 description:
   - Asks AWS for the cluster, roles, subnets, security groups, log group and secrets, and fails with
     a line for each that is missing. Changes nothing.
   - A key of a secret is looked for where the controller's role may read that secret.
-  - Runs on the controller and needs boto3.
 options:
-  region:
-    description: AWS's region.
-    type: str
-    required: true
-  cluster:
-    description: Name or ARN of the cluster.
-    type: str
-    required: true
   roles:
     description: ARNs of IAM roles by the variables that name them.
     type: dict
@@ -151,11 +143,19 @@ def secrets_missing(given: dict[str, Any]) -> tuple[list[str], list[str]]:
     return errors, unchecked
 
 
+def look(module: UnloggedModule) -> dict[str, Any]:
+    with ecs_client.told():
+        errors = list(missing(module.params))
+        wrong, unchecked = secrets_missing(module.params)
+    if errors + wrong:
+        raise Refused("; ".join(errors + wrong) + ". Nothing was changed")
+    return {"changed": False, "unchecked": unchecked}
+
+
 def main() -> None:
     module = UnloggedModule(
         argument_spec={
             **ecs_client.ARGUMENTS,
-            "cluster": {"type": "str", "required": True},
             "roles": {"type": "dict", "required": True},
             "subnets": {"type": "list", "elements": "str", "required": True},
             "security_groups": {"type": "list", "elements": "str", "required": True},
@@ -164,15 +164,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        with ecs_client.told():
-            errors = list(missing(module.params))
-            wrong, unchecked = secrets_missing(module.params)
-        if errors + wrong:
-            raise Refused("; ".join(errors + wrong) + ". Nothing was changed")
-    except Refused as error:
-        module.fail_json(msg=str(error))
-    module.exit_json(changed=False, unchecked=unchecked)
+    ecs_client.run(module, look)
 
 
 if __name__ == "__main__":

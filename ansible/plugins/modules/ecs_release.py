@@ -9,6 +9,7 @@ module: ecs_release
 short_description: Bring a service of ECS to a task definition, and wait for its verdict
 version_added: 0.1.0
 author: The poolkit authors (@poolkit)
+extends_documentation_fragment: poolkit.poolkit.ecs
 description:
   - Compares every field of the definition with the revision that serves. Where nothing differs,
     nothing is registered and nothing is deployed.
@@ -18,16 +19,7 @@ description:
     another deployment goes on.
   - Keeps in the service's tags which revision has completed last and which one before. A rollback
     goes there. No revision is deregistered.
-  - Runs on the controller and needs boto3.
 options:
-  region:
-    description: AWS's region.
-    type: str
-    required: true
-  cluster:
-    description: Name or ARN of the cluster.
-    type: str
-    required: true
   service:
     description: Name of the service, which is made where it is missing.
     type: str
@@ -52,10 +44,6 @@ options:
     description: Go back to the revision that completed before, instead of to definition.
     type: bool
     default: false
-  pooler:
-    description: The container of the pooler, which must be healthy in the end; "" for none.
-    type: str
-    default: ""
   timeout_seconds:
     description: How long the deployment may take.
     type: int
@@ -100,10 +88,12 @@ from ..module_utils import ecs_client
 from ..module_utils.ecs_definition import (
     BEFORE,
     COMPLETED,
+    POOLER,
     definition_errors,
     differences,
     normalised,
     revision,
+    rollback_target,
     verdict,
 )
 from ..module_utils.refused import Refused
@@ -144,10 +134,8 @@ class Service:
         if not self.now:
             raise Refused(f"there is no service {self.name} in {self.cluster} to roll back")
         serves = revision(self.now["taskDefinition"])
-        completed, before = self.tags.get(COMPLETED), self.tags.get(BEFORE)
-        # A rollback that was cut off goes on; it does not turn round.
-        target = before if serves in (completed, before) else completed
-        if not target or (serves == completed == before):
+        target = rollback_target(serves, self.tags)
+        if not target:
             raise Refused(
                 f"{self.name}: no deployment is known to have completed before {serves}: deploy "
                 "the release that you want instead"
@@ -237,21 +225,22 @@ class Service:
 
     def prove(self, arn: str) -> None:
         """See that each task has its pooler; raises Refused."""
-        pooler = self.given["pooler"]
         arns = self.ecs.list_tasks(
             cluster=self.cluster, serviceName=self.name, desiredStatus="RUNNING"
         )["taskArns"]
-        if not pooler or not arns:
-            return
-        tasks = self.ecs.describe_tasks(cluster=self.cluster, tasks=arns[:100])["tasks"]
-        for task in tasks:
-            rows = [row for row in task["containers"] if row["name"] == pooler]
-            if task["taskDefinitionArn"] == arn and rows and ecs_client.is_away(rows[0]):
-                raise Refused(
-                    f"{self.name} serves, but past its pooler: the container {pooler} of "
-                    f"{task['taskArn'].rpartition('/')[2]} is {ecs_client.state_of(rows[0])}: see "
-                    "its log"
-                )
+        tasks = (
+            self.ecs.describe_tasks(cluster=self.cluster, tasks=arns[:100])["tasks"] if arns else []
+        )
+        past = [
+            task["taskArn"].rpartition("/")[2]
+            for task in tasks
+            if task["taskDefinitionArn"] == arn and ecs_client.is_past_pooler(task)
+        ]
+        if past:
+            raise Refused(
+                f"{self.name} serves, but past the pooler of the task {', '.join(past)}: see the "
+                f"log of its container {POOLER}"
+            )
 
     def remember(self, arn: str) -> bool:
         """Keep which revision has completed, and label the secrets that it reads."""
@@ -314,7 +303,7 @@ def release(module: UnloggedModule) -> dict[str, Any]:
             arn = service.target()
             wanted, settings = ecs_client.definition_of(service.ecs, arn), {}
         else:
-            if errors := definition_errors(given["definition"], given["pooler"], given["secrets"]):
+            if errors := definition_errors(given["definition"], given["secrets"]):
                 raise Refused("; ".join(errors))
             wanted, arn, settings = given["definition"], service.registered(), service.settings()
         old, new = normalised(service.serving) if service.serving else {}, normalised(wanted)
@@ -354,25 +343,19 @@ def main() -> None:
     module = UnloggedModule(
         argument_spec={
             **ecs_client.ARGUMENTS,
-            "cluster": {"type": "str", "required": True},
             "service": {"type": "str", "required": True},
             "definition": {"type": "dict"},
             "settings": {"type": "dict", "default": {}},
             "tasks": {"type": "int", "default": 1},
             "scaled": {"type": "bool", "default": False},
             "rollback": {"type": "bool", "default": False},
-            "pooler": {"type": "str", "default": ""},
             "timeout_seconds": {"type": "int", "default": 1800},
             "secrets": {"type": "list", "elements": "str", "default": [], "no_log": True},
         },
         required_if=[("rollback", False, ("definition",))],
         supports_check_mode=True,
     )
-    try:
-        result = release(module)
-    except Refused as error:
-        module.fail_json(msg=str(error))
-    ecs_client.finish(module, result)
+    ecs_client.run(module, release)
 
 
 if __name__ == "__main__":

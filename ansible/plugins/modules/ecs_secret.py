@@ -9,18 +9,14 @@ module: ecs_secret
 short_description: Keep values in AWS Secrets Manager, each set of them as a version of its own
 version_added: 0.1.0
 author: The poolkit authors (@poolkit)
+extends_documentation_fragment: poolkit.poolkit.ecs.region
 description:
   - The secret is a JSON object. The id of its version follows from the values and a key, so the
     same values are the same version, and the id tells nothing about them.
   - A task definition names the version. So a changed value makes a new revision, and a rollback
     goes back to the values of its revision.
   - Check mode returns the same version id and writes nothing.
-  - Runs on the controller and needs boto3.
 options:
-  region:
-    description: AWS's region.
-    type: str
-    required: true
   name:
     description: Name of the secret, which is made where it is missing.
     type: str
@@ -136,7 +132,7 @@ def keep(module: UnloggedModule) -> dict[str, Any]:
 def main() -> None:
     module = UnloggedModule(
         argument_spec={
-            **ecs_client.ARGUMENTS,
+            "region": ecs_client.ARGUMENTS["region"],
             "name": {"type": "str", "required": True},
             "values": {"type": "dict", "required": True, "no_log": True},
             "key": {"type": "str", "required": True, "no_log": True},
@@ -144,11 +140,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    try:
-        result = keep(module)
-    except Refused as error:
-        module.fail_json(msg=str(error))
-    ecs_client.finish(module, result)
+    ecs_client.run(module, keep)
 
 
 if __name__ == "__main__":

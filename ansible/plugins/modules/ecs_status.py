@@ -9,19 +9,12 @@ module: ecs_status
 short_description: Read how a service of ECS is
 version_added: 0.1.0
 author: The poolkit authors (@poolkit)
+extends_documentation_fragment: poolkit.poolkit.ecs
 description:
   - Returns the service's revision, its deployments, its tasks with the state and health of each
     container, and its last events.
-  - Changes nothing, runs on the controller and needs boto3.
+  - Changes nothing.
 options:
-  region:
-    description: AWS's region.
-    type: str
-    required: true
-  cluster:
-    description: Name or ARN of the cluster.
-    type: str
-    required: true
   service:
     description: Name of the service.
     type: str
@@ -67,13 +60,18 @@ events:
 from typing import Any
 
 from ..module_utils import ecs_client
-from ..module_utils.ecs_definition import BEFORE, COMPLETED, revision
+from ..module_utils.ecs_definition import revision, rollback_target
 from ..module_utils.refused import Refused
 from ..module_utils.unlogged_module import UnloggedModule
 
 
-def status(given: dict[str, Any]) -> dict[str, Any]:
-    ecs = ecs_client.client("ecs", given["region"])
+def status(module: UnloggedModule) -> dict[str, Any]:
+    given = module.params
+    with ecs_client.told():
+        return found(given, ecs_client.client("ecs", given["region"]))
+
+
+def found(given: dict[str, Any], ecs: Any) -> dict[str, Any]:
     service = ecs_client.found_service(ecs, given["cluster"], given["service"])
     if not service:
         raise Refused(f"there is no service {given['service']} in {given['cluster']}")
@@ -87,12 +85,13 @@ def status(given: dict[str, Any]) -> dict[str, Any]:
         states = [f"{row['name']} {ecs_client.state_of(row)}" for row in rows]
         of = revision(task["taskDefinitionArn"])
         lines.append(f"{name} ({of}) {task['lastStatus']}: {', '.join(states)}")
-        if any(ecs_client.is_away(row) for row in rows if row["name"] == "pgbouncer"):
+        if ecs_client.is_past_pooler(task):
             past.append(name)
     serves = revision(service["taskDefinition"])
     return {
+        "changed": False,
         "serves": serves,
-        "completed_before": tags.get(BEFORE if serves == tags.get(COMPLETED) else COMPLETED, ""),
+        "completed_before": rollback_target(serves, tags),
         "deployments": [
             f"{row['id']} of {revision(row['taskDefinition'])}: {row.get('rolloutState', '')}, "
             f"{row['runningCount']} of {row['desiredCount']} tasks run"
@@ -108,17 +107,11 @@ def main() -> None:
     module = UnloggedModule(
         argument_spec={
             **ecs_client.ARGUMENTS,
-            "cluster": {"type": "str", "required": True},
             "service": {"type": "str", "required": True},
         },
         supports_check_mode=True,
     )
-    try:
-        with ecs_client.told():
-            result = status(module.params)
-    except Refused as error:
-        module.fail_json(msg=str(error))
-    module.exit_json(changed=False, **result)
+    ecs_client.run(module, status)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from .topology import POOLED, Groups, Hostvars, batch_size, serial_of, strategy_of, whole_number
-
-TASKS = 2
-"""ecs_tasks where the inventory gives none; roles/ecs/defaults/main.yml has the same."""
+from .topology import POOLED, Groups, Hostvars, batch_size, strategy_of, value_of, whole_number
 
 
 def maximum_percent(tasks: int, serial: str) -> int:
@@ -28,7 +25,7 @@ def maximum_percent(tasks: int, serial: str) -> int:
 
 def tasks_of(facts: Mapping[str, Any], host: str) -> tuple[int, int]:
     """Return (ecs_tasks, ecs_tasks_max) of a service, the latter the former where not given."""
-    tasks = whole_number(facts.get("ecs_tasks", TASKS), "ecs_tasks", host)
+    tasks = whole_number(value_of(facts, "ecs_tasks"), "ecs_tasks", host)
     most = whole_number(facts.get("ecs_tasks_max", tasks), "ecs_tasks_max", host)
     if not 1 <= tasks <= most:
         raise AnsibleFilterError(
@@ -45,7 +42,6 @@ def tasks_at_once(facts: Mapping[str, Any], host: str) -> int:
     model), and not those that drain, which still have theirs. Where draining takes longer than
     starting, every old task is still there when the last new one runs.
     """
-    serial_of(facts, host)  # refuses one that maximum_percent cannot read
     return 2 * tasks_of(facts, host)[1]
 
 
