@@ -8,7 +8,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status check test faults bench docs clean venv hosts lock
+.PHONY: help up down status report check test faults bench docs clean venv hosts lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ down: venv ## remove the hosts of `make up`, with their data
 
 status: venv ## each application: its address, the path of its database traffic, connections
 	@python scripts/status.py
+
+report: venv ## a page for people, .cache/report.html: ways, pools, budget, versions, certificates, deployments
+	@mkdir -p .cache
+	@python scripts/status.py --report .cache/report.html
 
 check: venv ## linters, syntax, templates and the quick unit tests; needs no hosts
 	@scripts/check.sh

@@ -1,10 +1,11 @@
 """Print one line for each application: its address, the path of its database traffic, connections.
 
 `direct` counts the connections of a host past its poolers, with the age of the oldest, in UTC. A
-pooler that does not have what the inventory says is named. Exit code 0 when every application is
-ready through its pooler and all poolers are as they should be, 1 otherwise, 2 when the hosts could
-not be asked. Run it as `make status`, or with --inventory for another fleet. Options that it
-does not know go to ansible-playbook: --limit, --ask-vault-pass, --vault-password-file, …
+pooler that does not have what the inventory says is named, and so are certificates that end within
+30 days. Exit code 0 when every application is ready through its pooler, all poolers are as they
+should be and no certificate has ended, 1 otherwise, 2 when the hosts could not be asked. Run it as
+`make status`, or with --inventory for another fleet. Options that it does not know go to
+ansible-playbook: --limit, --ask-vault-pass, --vault-password-file, … docs/status.md has more.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import report
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
@@ -25,7 +30,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 APPLICATIONS = "Read the applications' status"
 POOLERS = "Compare the poolers with the inventory"
+BUDGET = "Add up the fleet's connections"
 """The plays of ansible/playbooks/status.yml."""
+
+SOON_DAYS = 30
+"""A certificate that ends within this time is named. Renewals take a week where people sign."""
 
 
 def connections(pools: list[dict[str, str]], database: str) -> tuple[int, int] | None:
@@ -118,49 +127,154 @@ def differences(poolers: list[dict]) -> list[str]:
     return found
 
 
+def exposures(poolers: list[dict]) -> list[str]:
+    """Return a line for each advisory, with the poolers that are exposed to it."""
+    return [f"{', '.join(names)}: {advisory}" for advisory, names in exposed(poolers).items()]
+
+
+def exposed(poolers: list[dict]) -> dict[str, list[str]]:
+    """Return {advisory: the hosts of the poolers that are exposed to it}."""
+    hosts: dict[str, list[str]] = {}
+    for pooler in poolers:
+        for advisory in pooler.get("advisories", []):
+            hosts.setdefault(advisory, []).append(pooler["host"])
+    return hosts
+
+
+def expiries(certificates: list[dict]) -> list[str]:
+    """Return a line for each certificate that has ended or does soon, or that cannot be read.
+
+    certificates: as `report.certificates` returns them.
+    """
+    found = []
+    for each in certificates:
+        name = f"{each['host']}: the certificate of {each['certificate']}"
+        whose = f" ({each['subject']})" if each["subject"] else ""
+        when = each["not_after"].replace("T", " ").replace("Z", " UTC")
+        if each["error"]:
+            found.append(f"{name} cannot be read: {each['error']}")
+        elif each["days"] < 0:
+            found.append(f"{name}{whose} has ended, {when}. Renew it and deploy: docs/status.md")
+        elif each["days"] < SOON_DAYS:
+            days = f"{each['days']} days" if each["days"] != 1 else "1 day"
+            found.append(f"{name}{whose} ends in {days}, {when}. Renew it: docs/status.md")
+    return found
+
+
+def remarks(rows: list[dict]) -> list[str]:
+    """Return a line for everything that applications have reported and no column holds."""
+    found = []
+    for row in rows:
+        if row.get("pooler_error"):
+            found.append(f"{row['host']}: PgBouncer: {row['pooler_error']}")
+        if row.get("uncounted"):
+            found.append(f"{row['host']}: {row['application']} {row['uncounted']}")
+        if quiet := unseen(row):
+            found.append(f"{row['host']}: {row['application']} {quiet}")
+        found += [
+            f"{row['host']}: {row['application']}: {reason}" for reason in row.get("refused", [])
+        ]
+    return found
+
+
+def path_of(row: Mapping[str, Any]) -> str:
+    """Return the way that an application says it takes; empty where the host is silent."""
+    return said(row["readiness"], "path", "unknown") if "application" in row else ""
+
+
+def healthy(row: dict) -> bool:
+    """Say whether an application is ready, through its pooler where it has one."""
+    if "application" not in row:
+        return False
+    way = path_of(row) in ("pooler", "unknown") or not row["pooled"]
+    refused = row["refused"] or row.get("uncounted") or row["pooler_error"]
+    return row["status"] == 200 and way and not refused
+
+
+def cells(row: dict) -> list[str]:
+    """Return the cells of an application in the order of COLUMNS."""
+    if "application" not in row:
+        return ["", row["host"], "", "no: the host does not answer", "", "", "", ""]
+    # A process that does not answer makes the numbers too small, so there are none.
+    counted = None if row["pooler_error"] else connections(row["pools"], row["database"])
+    missing = "no answer" if row["pooled"] else "none"
+    if row.get("poolers") and not any(map(report.is_beside, row["poolers"])):
+        missing = "tier"  # whose pools hold those of all hosts of the application
+    clients, servers = counted if counted else (missing, missing)
+    ready = row["status"] == 200
+    return [
+        row["application"],
+        row["host"],
+        f"http://{row['address']}:{row['port']}/",
+        "yes" if ready else f"no: {said(row['readiness'], 'reason', 'no answer')}",
+        path_of(row),
+        str(clients),
+        str(servers),
+        direct(row),
+    ]
+
+
+COLUMNS = ("application", "host", "open", "ready", "path", "clients", "servers", "direct")
+
+
 def table(rows: list[dict]) -> tuple[Table, bool]:
     """Return the table, and whether every application is ready through its pooler."""
-    names = ("application", "host", "open", "ready", "path", "clients", "servers", "direct")
-    view = Table(*names, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    view = Table(*COLUMNS, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     view.columns[2].no_wrap = True  # an address that is cut off cannot be opened
-    healthy = bool(rows)
     for row in rows:
-        if "application" not in row:
-            view.add_row("", row["host"], "", "no: the host does not answer", "", "", "", "")
-            healthy = False
-            continue
-        ready = row["status"] == 200
-        path = said(row["readiness"], "path", "unknown")
-        # A process that does not answer makes the numbers too small, so there are none.
-        silent = bool(row["pooler_error"])
-        healthy &= ready and (path in ("pooler", "unknown") or not row["pooled"]) and not silent
-        healthy &= not row["refused"] and not row.get("uncounted")
-        counted = None if silent else connections(row["pools"], row["database"])
-        missing = "no answer" if row["pooled"] else "none"
-        clients, servers = counted if counted else (missing, missing)
-        view.add_row(
-            row["application"],
-            row["host"],
-            f"http://{row['address']}:{row['port']}/",
-            "yes" if ready else escape(f"no: {said(row['readiness'], 'reason', 'no answer')}"),
-            escape(path),
-            str(clients),
-            str(servers),
-            direct(row),
-        )
-    return view, healthy
+        view.add_row(*map(escape, cells(row)))
+    return view, bool(rows) and all(map(healthy, rows))
+
+
+def page(
+    rows: list[dict],
+    poolers: list[dict],
+    budget: dict,
+    problems: Sequence[str],
+    inventory: str,
+    now: datetime,
+) -> str:
+    """Return the page for people. problems: the lines that make the exit code 1, or may."""
+    return report.page(
+        {
+            "inventory": inventory,
+            "made": now.strftime("%Y-%m-%d %H:%M:%S UTC"),
+            "columns": COLUMNS,
+            "applications": [
+                {"cells": cells(row), "healthy": healthy(row), "error": row.get("error", "")}
+                for row in rows
+            ],
+            "problems": problems,
+            "picture": report.topology(rows, poolers, path_of),
+            "pools": report.all_pools(rows, poolers),
+            "budget": budget,
+            "budget_rows": report.budget_rows(budget),
+            "poolers": poolers,
+            "exposed": exposed(poolers),
+            "certificates": report.certificates([*poolers, *rows], now),
+            "soon_days": SOON_DAYS,
+            "releases": [row for row in rows if "application" in row],
+        }
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--inventory", help="default: the one of ansible.cfg, inventories/local")
+    parser.add_argument(
+        *("-i", "--inventory"),
+        action="append",
+        help="may be given several times; default: the one of ansible.cfg, inventories/local",
+    )
     parser.add_argument("--json", action="store_true", help="print the reports as JSON")
+    parser.add_argument("--report", metavar="FILE", help="write a page for people as well")
     options, others = parser.parse_known_args()
     command = ["ansible-playbook", "ansible/playbooks/status.yml", *others]
-    if options.inventory:
-        command += ["--inventory", options.inventory]
+    for inventory in options.inventory or ():
+        command += ["--inventory", inventory]
+    if options.report:
+        command += ["--extra-vars", "ask_server=true"]
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -173,27 +287,30 @@ def main() -> int:
         print(run.stdout + run.stderr, file=sys.stderr)
         return 2
     rows, poolers = reports(output, APPLICATIONS), reports(output, POOLERS)
-    differing = differences(poolers)
+    budget = next((each for each in reports(output, BUDGET) if len(each) > 1), {})
     if not rows and not poolers:
         print("No host answered: are the hosts up? Run `make up`.", file=sys.stderr)
         return 2
-    view, healthy = table(rows)
+    now = datetime.now(UTC)
+    view, ready = table(rows)
+    certificates = report.certificates([*poolers, *rows], now)
+    differing, ending = differences(poolers), expiries(certificates)
+    problems = remarks(rows) + differing + ending
     if options.json:
-        print(json.dumps({"applications": rows, "poolers": poolers}, indent=2))
+        told = {"applications": rows, "poolers": poolers, "budget": budget}
+        print(json.dumps(told, indent=2))
     else:
         Console(width=max(Console().width, 120)).print(view)  # a name that is cut off helps nobody
-        for row in rows:
-            if row.get("pooler_error"):
-                print(f"{row['host']}: PgBouncer: {row['pooler_error']}", file=sys.stderr)
-            if row.get("uncounted"):
-                print(f"{row['host']}: {row['application']} {row['uncounted']}", file=sys.stderr)
-            if quiet := unseen(row):
-                print(f"{row['host']}: {row['application']} {quiet}", file=sys.stderr)
-            for reason in row.get("refused", []):
-                print(f"{row['host']}: {row['application']}: {reason}", file=sys.stderr)
-    for sentence in differing:
+    for sentence in problems + exposures(poolers):
         print(sentence, file=sys.stderr)
-    return 0 if (healthy or not rows) and not differing else 1
+    if options.report:
+        usual = os.environ.get("ANSIBLE_INVENTORY", "inventories/local")
+        name = ", ".join(options.inventory or [usual])
+        text = page(rows, poolers, budget, problems, name, now)
+        Path(options.report).write_text(text)
+        print(f"Wrote {options.report}", file=sys.stderr)
+    ended = any(each["days"] is not None and each["days"] < 0 for each in certificates)
+    return 0 if (ready or not rows) and not differing and not ended else 1
 
 
 if __name__ == "__main__":

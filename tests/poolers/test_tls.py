@@ -1,16 +1,18 @@
 """TLS on both sides, logins by certificate, and a renewal that cuts nobody off."""
 
 import asyncio
+import json
 import re
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import asyncpg
 import psycopg
 import pytest
 from conftest import Pooler
-from controller import ansible, resolve
+from controller import ROOT, ansible, resolve
 from load import Load
 
 
@@ -122,6 +124,25 @@ def test_renewed_certificate_cuts_nobody_off(pooler: Pooler, verified: dict) -> 
     assert load.errors == []
     assert load.counts["connects"] == 20
     assert pooler.state().splitlines()[-2:-1] == started[:1]
+
+
+def test_status_tells_when_certificates_end(pooler: Pooler) -> None:
+    """The pooler's own, both authorities, and the one that PostgreSQL shows."""
+    run = subprocess.run(
+        [sys.executable, ROOT / "scripts/status.py", "--json", "--limit", pooler.name],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    (told,) = json.loads(run.stdout)["poolers"]
+    found = {each["certificate"]: each for each in told["certificates"]}
+    server = resolve(pooler.name, at="database_host ~ ':' ~ database_port")[pooler.name]["at"]
+    files = [f"/etc/pgbouncer/tls/{name}.crt" for name in ("server", "client_ca", "database_ca")]
+    assert list(found) == [*files, f"PostgreSQL at {server}"]
+    end = pooler.host.check_output(f"openssl x509 -noout -enddate -dateopt iso_8601 -in {files[0]}")
+    assert found[files[0]]["not_after"] == end.split("=")[1].strip().replace(" ", "T")
+    assert found[files[0]]["subject"] == pooler.name
+    assert found[f"PostgreSQL at {server}"]["subject"] == server.split(":")[0].split("-")[-1]
 
 
 def test_login_by_certificate(changed: Pooler, verified: dict, folder: str) -> None:

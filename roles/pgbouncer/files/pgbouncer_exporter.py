@@ -92,6 +92,13 @@ def kills(directory: str, process: str) -> list[tuple[str, dict[str, str], float
     return [("watchdog_kills_total", {"process": process}, number)]
 
 
+def certificates(ends: list[list[str]]) -> list[tuple[str, dict[str, str], float]]:
+    """Return when certificates end. ends: [name of the file, seconds since 1970] of each."""
+    return [
+        ("certificate_not_after_seconds", {"file": name}, float(seconds)) for name, seconds in ends
+    ]
+
+
 class Server:
     """The addresses of PostgreSQL, looked up beside the scrapes: a dead name server takes long."""
 
@@ -149,6 +156,7 @@ class Handler(BaseHTTPRequestHandler):
         found = [sample for one in answers for sample in one]
         found += [sample for number in numbers for sample in kills(given.kills, number)]
         found += past_the_pooler(self.postgresql, given.pooler_user)
+        found += certificates(given.certificate)
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         self.end_headers()
@@ -167,6 +175,14 @@ def main() -> None:
     parser.add_argument("--pooler-user", required=True, help="operating system user of PgBouncer")
     parser.add_argument("--kills", required=True, help="directory where the watchdog counts")
     parser.add_argument("--database", required=True, nargs=2, metavar=("HOSTS", "PORT"))
+    parser.add_argument(
+        "--certificate",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("FILE", "SECONDS"),
+        help="when the first certificate of a file of the pooler ends, in seconds since 1970",
+    )
     Handler.given = given = parser.parse_args()
     Handler.postgresql = Server(*given.database)
     address, port = given.listen
