@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs linters and all unit tests, then Molecule on hosts of its own, which are removed at the end.
-# usage: test.sh [SCENARIO …]     default: every scenario of molecule/ but four that take long: rollout,
-#                                 ecs, newcomer and drivers; all: these as well, as CI does (.ci/run)
+# usage: test.sh [SCENARIO …]     default: every scenario of molecule/ but five that take long: rollout,
+#                                 ecs, runbooks, newcomer and drivers; all: these as well, as CI does (.ci/run)
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -23,7 +23,7 @@ scripts/stage.sh 2/6 "Linters and unit tests" scripts/check.sh all
 wait $images
 [ -e .cache/images_made ] || fail "the hosts' images could not be made: the reason is above"
 
-[ "$*" = all ] && left_out=default || left_out='default|drivers|ecs|newcomer|rollout'
+[ "$*" = all ] && left_out=default || left_out='default|drivers|ecs|newcomer|rollout|runbooks'
 case "$*" in
     ''|all) set -- $(cd molecule && for file in */molecule.yml; do dirname "$file"; done | grep -vxE "$left_out") ;;
 esac
@@ -45,7 +45,7 @@ scripts/stage.sh 5/6 "Hosts" sh -c \
     "{ $create; } > .cache/molecule/create.log 2>&1 || { tail -n 40 .cache/molecule/create.log; exit 1; }"
 
 queue=.cache/molecule/queue
-long='rollout stack transaction ecs newcomer tls invalid_input peers drivers auth_query'
+long='rollout stack ecs runbooks transaction newcomer tls invalid_input peers drivers auth_query'
 for scenario in $long; do printf '%s\n' "$@" | grep -x "$scenario" || true; done > $queue
 printf '%s\n' "$@" | grep -vxF "$(cat $queue)" >> $queue || true
 next() { flock $queue.lock sh -c "sed -n 1p $queue; sed -i 1d $queue"; }

@@ -57,14 +57,19 @@ class Traffic:
         name: of the application, for what is printed. rows: returns a query's rows, as psql -A.
         """
         assert self.failures == []
-        (counts,) = rows(
-            f"SELECT count(*), count(DISTINCT key) FROM items WHERE key LIKE '{self.run}-%'"
-        )
-        assert counts == f"{len(self.keys)}|{len(self.keys)}"
+        assert self.lost_and_doubled(rows) == (0, 0)
         print(
             f"{name}: {self.requests} requests, 0 failed, {len(self.keys)} rows, "
             f"slowest {self.slowest_seconds:.2f} s"
         )
+
+    def lost_and_doubled(self, rows: Callable[[str], list[str]]) -> tuple[int, int]:
+        """Return how many acknowledged items are not there, and how many there are too many.
+
+        rows: returns a query's rows, as psql -A.
+        """
+        found = rows(f"SELECT key FROM items WHERE key LIKE '{self.run}-%'")
+        return len({*self.keys} - {*found}), len(found) - len({*found})
 
     def client(self, number: int) -> None:
         headers = {"Connection": "close"} if number % 2 else {}

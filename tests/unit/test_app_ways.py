@@ -17,7 +17,9 @@ PSQL = """#!/bin/sh
 echo "$3: $2" >> "${0%/*}/asked"
 case $3 in
     *port=6433*) echo 'FATAL: password authentication failed' >&2; exit 2;;
-    *service=shop_direct*) echo '2026-11-27 05:00:00';;
+    *service=shop_direct*) echo 'off|2026-11-27 05:00:00';;
+    *port=6434*) echo 'on|';;
+    *) echo 'off|';;
 esac
 """
 
@@ -88,6 +90,14 @@ def test_a_way_that_is_refused_is_told(
         "PgBouncer at 127.0.0.1:6433 does not let the application in: "
         f"FATAL: password authentication failed{app_ways.AUTHENTICATION_HINT}"
     ]
+
+
+def test_a_server_that_takes_no_writes_is_told(
+    look: Callable[..., dict], listeners: dict[str, int]
+) -> None:
+    """After a failover a pooler may go on with the server that was demoted."""
+    (said,) = look(listeners, poolers=[["127.0.0.1", 6434]])["refused"]
+    assert said.startswith("the PostgreSQL behind 127.0.0.1:6434 takes no writes")
 
 
 @pytest.mark.parametrize(

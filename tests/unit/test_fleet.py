@@ -503,7 +503,7 @@ def test_changed_passwords_are_refused_and_explained() -> None:
     changed = fleet(app_database_password="new")
     (error,) = server_errors(changed, answer(), False)
     assert "another password than PostgreSQL at db1:5432 for shop (app_database_password" in error
-    assert "run the whole site.yml with -e database_password_change=true" in error
+    assert "rotate_password.yml changes them while the applications serve" in error
     assert server_errors(changed, answer(), True) == []
     both = fleet(app_database_password="new", app_database_owner_password="new")
     assert "for shop, shop_owner (" in server_errors(both, answer(), False)[0]
@@ -514,6 +514,7 @@ def test_role_that_poolkit_has_not_made_keeps_its_password() -> None:
         taken = answer(shop={"fingerprint": comment})
         (error,) = server_errors(fleet(), taken, False)
         assert "has shop already, with a password that poolkit has not set" in error
+        assert "run the whole site.yml with -e database_password_change=true" in error
 
 
 def changes(
@@ -556,6 +557,7 @@ MADE = {"a": ("a_owner", "UTF8"), "b": ("b_owner", "UTF8"), "other": ("admin", "
 
 def test_nothing_is_made_where_everything_is_there() -> None:
     nothing = {"roles": [], "memberships": [], "databases": [], "adopted": [], "ready": ["a", "b"]}
+    nothing["left_over"] = []
     for check in (False, True):
         assert changes([*EVERY, "admin"], MADE, check=check) == nothing
     assert changes(EVERY, MADE, reset=True) == {**nothing, "roles": EVERY}
@@ -564,7 +566,7 @@ def test_nothing_is_made_where_everything_is_there() -> None:
 def test_an_empty_server_gets_everything() -> None:
     owners = ["a_owner", "b_owner"]
     every = {"roles": EVERY, "memberships": owners, "databases": ["a", "b"], "adopted": []}
-    every["ready"] = ["a", "b"]
+    every |= {"ready": ["a", "b"], "left_over": []}
     assert changes() == every
     # Check mode makes none of it, and PostgreSQL would refuse the rest.
     assert changes(check=True) == {**every, "memberships": [], "ready": []}
@@ -574,7 +576,7 @@ def test_only_what_differs_is_made() -> None:
     found = changes(["a!", "a_owner*", "b", "b_owner"], {**MADE, "b": ("b_owner", "LATIN1")})
     assert found == {
         **{"roles": ["a"], "memberships": ["a_owner"]},
-        **{"databases": ["b"], "adopted": [], "ready": ["a", "b"]},
+        **{"databases": ["b"], "adopted": [], "ready": ["a", "b"], "left_over": []},
     }
     assert changes(EVERY, {**MADE, "a": ("b_owner", "UTF8")})["databases"] == ["a"]
 

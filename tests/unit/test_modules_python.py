@@ -17,7 +17,7 @@ OLDEST = (3, 9)
 
 MODULES = (
     *("app_login", "app_migration", "app_overtaken", "app_release", "app_venv", "app_ways"),
-    *("app_build", "host_files", "service_current"),
+    *("app_build", "certificate_expiry", "host_files", "service_current"),
 )
 # This one says where the role pgbouncer does not support a distribution; the rest of its imports
 # is not called there.

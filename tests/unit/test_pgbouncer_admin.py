@@ -209,6 +209,7 @@ def run(
     monkeypatch.setattr(admin, "find_sockets", lambda *_: dict.fromkeys(by_number, ("", "")))
     monkeypatch.setattr(admin, "Console", lambda number, *_: by_number[number])
     given = {"database": None, "what": None, "process": None, "timeout_seconds": 1}
+    given["release_after_seconds"] = None
     given |= {"user": "root", "socket_directory": "/run/pgbouncer", **params}
     return admin.run(given, dry)
 

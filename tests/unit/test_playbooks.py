@@ -191,6 +191,7 @@ def test_status_has_the_plays_that_the_script_reads() -> None:
     assert {play["name"]: play.get("hosts") for play in plays[1:]} == {
         status.APPLICATIONS: "applications",
         status.POOLERS: "pgbouncer",
+        status.BUDGET: "applications",
     }
 
 

@@ -36,7 +36,7 @@ def test_connections_of_every_process_add_up() -> None:
 
 def test_every_process_of_a_host_is_asked_and_no_failure_is_lost() -> None:
     tasks = yaml.safe_load((ROOT / "roles/app/tasks/status.yml").read_text())
-    ask, _, report = tasks[1:]
+    ask, report = tasks[1], tasks[-1]
     assert ask[f"{COLLECTION}.pgbouncer_admin"] == {"command": "show", "what": "POOLS"}
     told = report["ansible.builtin.debug"]["msg"]
     assert f"{ask['register']}.rows" in told["pools"]
@@ -45,6 +45,15 @@ def test_every_process_of_a_host_is_asked_and_no_failure_is_lost() -> None:
 
 def test_silent_pooler_has_no_counts() -> None:
     assert status.connections([], "shop") is None
+
+
+def test_advisory_is_told_once_with_its_poolers() -> None:
+    poolers = [
+        {"host": "web1", "advisories": ["CVE-1: a", "CVE-2: b"]},
+        {"host": "web2", "advisories": ["CVE-2: b"]},
+        {"host": "web3"},
+    ]
+    assert status.exposures(poolers) == ["web1: CVE-1: a", "web1, web2: CVE-2: b"]
 
 
 def row(code: int, path: str, pooled: bool = True) -> dict:

@@ -174,13 +174,16 @@ def venv_name(found: Mapping[str, str], python: str, checksum: str) -> str:
 
 
 def application_databases(
-    databases: Mapping[str, Any], main: Mapping[str, Any]
+    databases: Mapping[str, Any],
+    main: Mapping[str, Any],
+    logins: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Return how an application reaches each of its databases, its main one first.
 
     databases: app_databases. main: name, database, user, owner, password, owner_password, settings,
     and the ways as pairs of host and port: pooler_hosts (with a stand-in), fallback_hosts and
-    direct_hosts. Each: name (of its services, NAME or NAME.ALIAS), alias (""), prefix (of its
+    direct_hosts. logins: {user: the role that stands in for it}.
+    Each: name (of its services, NAME or NAME.ALIAS), alias (""), prefix (of its
     environment variables), database, dbname (on the server itself), user, password, owner,
     owner_password, settings, made (whether poolkit makes it), hosts (of the pooled URL) and
     direct_hosts.
@@ -203,7 +206,7 @@ def application_databases(
             if not main["pooler_hosts"]:
                 further |= {"database": server["dbname"], "hosts": there}
         found.append(further)
-    return found
+    return [{**entry, "user": (logins or {}).get(entry["user"], entry["user"])} for entry in found]
 
 
 def python_misfit(requires: str, version: str, python: str) -> str:

@@ -10,7 +10,9 @@ from ..plugin_utils.applications import password_of
 from ..plugin_utils.names import AUTH_USER
 from ..plugin_utils.role_defaults import defaults, options
 from ..plugin_utils.roles import application_roles, auth_query_roles
+from ..plugin_utils.scram import scram_verifier, verifier_fingerprint
 from ..plugin_utils.sql import quote_ident
+from ..plugin_utils.stand_ins import stand_in_of
 from ..plugin_utils.topology import Hostvars, uses_auth_query
 
 Fleet = Mapping[str, Any]
@@ -72,7 +74,25 @@ def database_applications(fleet: Fleet, limits: Mapping[str, int | None]) -> lis
         {key: app[key] for key in (*keys, "owner_connection_limit", "connect_roles", "adopt_from")}
         | {"connection_limit": limits.get(app["name"])}
         for app in _own(fleet)
+        if "stands_in_for" not in app
     ]
+
+
+def database_stand_ins(fleet: Fleet, limits: Mapping[str, int | None]) -> dict[str, dict[str, Any]]:
+    """Return the roles that stand in for users whose password changes, by their names.
+
+    Each: user, database, settings, connection_limit. limits: {application: connection limit}.
+    """
+    return {
+        app["user"]: {
+            "user": app["stands_in_for"],
+            "database": app["database"],
+            "settings": app["settings"],
+            "connection_limit": limits.get(app["name"]),
+        }
+        for app in _own(fleet)
+        if "stands_in_for" in app
+    }
 
 
 ENCODING = "UTF8"
@@ -95,7 +115,8 @@ def database_changes(
     memberships: the owners that the administrator has to become a member of, former ones too;
     databases: the applications whose database is missing or differs;
     adopted: those whose database is there, and may have objects of app_database_adopt_from;
-    ready: the applications that can be granted rights.
+    ready: the applications that can be granted rights;
+    left_over: roles that have stood in for a user and no longer do.
     Check mode makes nothing: an owner that is missing cannot be joined there, and an application
     that misses a role or its database is not ready.
     """
@@ -131,6 +152,11 @@ def database_changes(
             app["name"] for app in apps if app["adopt_from"] and app["database"] in databases
         ],
         "ready": [app["name"] for app in apps if is_ready(app) or not check],
+        "left_over": [
+            name
+            for name in sorted({stand_in_of(app["user"]) for app in apps})
+            if name in found and name not in roles
+        ],
     }
 
 
@@ -171,8 +197,9 @@ def server_errors(
     server: what roles/database/tasks/ask.yml registers; its query_all_results begin
     with the rows of roles [{rolname, fingerprint, rolsuper, rolreplication, rolcreaterole}] and of
     databases [{datname, owner}]. Nothing is refused where the server did not answer.
-    A message for each: a database of somebody else, a role with privileges, and passwords of
-    existing roles that differ from the inventory's, unless may_change_passwords.
+    A message for each: a database of somebody else, a role with privileges, and, unless
+    may_change_passwords or while they are rotated, a rotation that was cut off and passwords of
+    existing roles that differ from the inventory's.
     """
     if not server.get("query_all_results"):
         return []
@@ -180,6 +207,9 @@ def server_errors(
     owners = {row["datname"]: row["owner"] for row in server["query_all_results"][1]}
     apps = _own(fleet)
     errors = [message for app in apps for message in _not_the_applications(app, roles, owners)]
+    if fleet["rotation"] is not None:
+        return errors
+    errors += _cut_off(apps, roles)
     if errors or may_change_passwords:
         return errors
     facts = hostvars[fleet["groups"]["applications"][0]]
@@ -223,32 +253,109 @@ def _not_the_applications(
     return errors
 
 
+def password_rotation(
+    fleet: Fleet, hostvars: Hostvars, server: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return which passwords the inventory changes.
+
+    fleet: without rotation. server: as of `server_errors`. Returns:
+    users: {user of an application: whether its password is still to change}; false where a rotation
+      was cut off afterwards;
+    logins: {such a user whose password is still to change: the role that stands in for it};
+    stand_ins: these roles, of all users;
+    others: the owners, and auth_query's role;
+    applications: those that log in anew, by app_name;
+    errors: what cannot be rotated.
+    """
+    found: dict[str, Any] = {"applications": [], "errors": []}
+    roles = {row["rolname"]: row for row in server["query_all_results"][0]}
+    apps = _own(fleet)
+    facts = hostvars[fleet["groups"]["applications"][0]]
+    wanted = database_roles(fleet, hostvars, {}, facts["scram_salt_seed"])
+    differing = [
+        name
+        for name, role in wanted.items()
+        if name in roles and roles[name]["fingerprint"] != role["fingerprint"]
+    ]
+    foreign = [name for name in differing if not _is_ours(roles[name])]
+    if foreign:
+        found["errors"].append(_changed_passwords(foreign, roles, facts))
+    users = {app["user"]: app for app in apps}
+    found["others"] = [name for name in differing if name not in users]
+    found["users"] = {
+        user: user in differing for user in users if user in differing or stand_in_of(user) in roles
+    }
+    found["logins"] = {user: stand_in_of(user) for user, waits in found["users"].items() if waits}
+    found["stand_ins"] = [stand_in_of(user) for user in found["users"]]
+    for user, stand_in in zip(found["users"], found["stand_ins"], strict=True):
+        password = password_of(hostvars[users[user]["hosts"][0]], users[user], "")
+        verifier = scram_verifier(password, stand_in, facts["scram_salt_seed"])
+        known = roles.get(stand_in, {}).get("fingerprint")
+        if known not in (None, verifier_fingerprint(verifier)):
+            found["errors"].append(
+                f"A change of the password of {user} to another one was cut off, and hosts may "
+                f"still log in as {stand_in} with that one: give {user} that password again, run "
+                "this to its end, and only then choose another"
+            )
+    changed = {*found["users"], *found["others"]}
+    for app in fleet["applications"].values():
+        name = app["name"].partition(".")[0]
+        if changed & {app["user"], app["owner"]} and name not in found["applications"]:
+            found["applications"].append(name)
+        if app["user"] in found["users"] and "ecs_task" in fleet["facts"][app["hosts"][0]]:
+            found["errors"].append(
+                f"{app['name']} runs on ECS, where each task definition has its own user list: a "
+                "password is changed there with a user of another name (docs/ecs.md)"
+            )
+    return found
+
+
+def _is_ours(role: Mapping[str, Any]) -> bool:
+    """Say whether poolkit has set a role's password."""
+    return str(role["fingerprint"]).startswith("poolkit:")
+
+
+def _cut_off(
+    apps: Iterable[Mapping[str, Any]], roles: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Return the refusal of anything else while a rotation of passwords is half done."""
+    users = [app["user"] for app in apps if stand_in_of(app["user"]) in roles]
+    if not users:
+        return []
+    return [
+        f"The change of the password of {', '.join(users)} was cut off: hosts may still log in as "
+        f"{', '.join(map(stand_in_of, users))}. Run ansible/playbooks/rotate_password.yml again, "
+        "which ends it"
+    ]
+
+
 def _changed_passwords(
     names: Sequence[str], roles: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]
 ) -> str:
     """Return the refusal of changed passwords; a role without poolkit's mark is said to be so."""
-    own = [name for name in names if str(roles[name]["fingerprint"]).startswith("poolkit:")]
+    own = [name for name in names if _is_ours(roles[name])]
     other = [name for name in names if name not in own]
     server = f"PostgreSQL at {facts.get('database_host')}:{facts.get('database_port')}"
-    parts = []
+    parts, steps = [], []
     if own:
         parts.append(
             f"The inventory has another password than {server} for {', '.join(own)} "
             "(app_database_password, app_database_owner_password, "
             "pgbouncer_auth_query_password or scram_salt_seed was changed)"
         )
+        steps.append(
+            "ansible/playbooks/rotate_password.yml changes them while the applications serve"
+        )
     if other:
         parts.append(
             f"{server} has {', '.join(other)} already, with a password that poolkit has not set "
             "and would replace by the inventory's"
         )
-    return (
-        ". ".join(parts)
-        + ". A changed password is an outage: pooler and PostgreSQL refuse the application's new "
-        "connections until its last host has the new release. At a quiet time run the whole "
-        "site.yml with -e database_password_change=true. Until then keep the old password in the "
-        "inventory"
-    )
+        steps.append(
+            "What logs in with the old password is refused from then on: at a quiet time run the "
+            "whole site.yml with -e database_password_change=true"
+        )
+    return ". ".join([*parts, *steps]) + ". Until then keep the old password in the inventory"
 
 
 class FilterModule:
@@ -262,7 +369,9 @@ class FilterModule:
                 database_applications,
                 database_changes,
                 database_roles,
+                database_stand_ins,
                 database_variables,
+                password_rotation,
                 server_errors,
             )
         }

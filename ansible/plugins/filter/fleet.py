@@ -6,7 +6,9 @@ on every host of the run; ansible/playbooks/vars/derived.yml gives the roles the
 
 from __future__ import annotations
 
+import base64
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,6 +20,7 @@ from ..plugin_utils.ecs_tasks import with_tasks
 from ..plugin_utils.pools import has_auto_pools
 from ..plugin_utils.role_defaults import known_variables, options, role_constants
 from ..plugin_utils.roles import application_roles
+from ..plugin_utils.stand_ins import with_stand_ins
 from ..plugin_utils.topology import (
     Groups,
     Hostvars,
@@ -170,9 +173,12 @@ def _without_secrets(facts: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def fleet(hostvars: Hostvars, groups: Groups) -> dict[str, Any]:
+def fleet(
+    hostvars: Hostvars, groups: Groups, rotation: Mapping[str, bool] | None = None
+) -> dict[str, Any]:
     """Derive what the hosts of an inventory are to each other. Raises nothing.
 
+    rotation: while passwords change, the users of `with_stand_ins`; None where they do not.
     Returns:
     errors: what is wrong with the facts that the hosts share, with the variable to change;
     contradiction: the one of them that leaves parts of the following empty, or "";
@@ -188,12 +194,14 @@ def fleet(hostvars: Hostvars, groups: Groups) -> dict[str, Any]:
     hosts_of: {name of any application: its hosts};
     hosts: {host of an application: {poolers: [{host, port}], as it reaches them}};
     poolers: {host: {listen_addr, client_addresses, applications (names)}};
-    hba_rules: of the inventory's own PostgreSQL server, where it has one.
+    hba_rules: of the inventory's own PostgreSQL server, where it has one;
+    rotation: as given.
     Nothing of it is a secret.
     """
     groups = {kind: list(groups.get(kind) or []) for kind in KINDS}
     found: dict[str, Any] = {"errors": [], "foreign": [], "groups": groups, "facts": {}}
     found["contradiction"], found["security_groups"] = "", []
+    found["rotation"] = None if rotation is None else dict(rotation)
     found |= {"uses_database": False, "auto_pools": False, "applications": {}, "hosts_of": {}}
     found |= {"hosts": {}, "poolers": {}, "hba_rules": [], "query_wait_timeout": 0}
     try:
@@ -211,7 +219,7 @@ def fleet(hostvars: Hostvars, groups: Groups) -> dict[str, Any]:
     found["errors"] = fleet_errors(facts, groups, names)
     if not groups["applications"]:
         return {**found, "contradiction": found["errors"][0]}
-    for part in (_ways, _served):
+    for part in (_ways, functools.partial(_served, rotation=found["rotation"] or {})):
         try:
             found |= part(facts, groups)
         except AnsibleFilterError as error:
@@ -232,9 +240,9 @@ def _ways(facts: Hostvars, groups: Groups) -> dict[str, Any]:
     }
 
 
-def _served(facts: Hostvars, groups: Groups) -> dict[str, Any]:
+def _served(facts: Hostvars, groups: Groups, rotation: Mapping[str, bool]) -> dict[str, Any]:
     """Return the parts of `fleet` on what poolers and PostgreSQL serve."""
-    apps = applications(facts, groups)
+    apps = with_stand_ins(applications(facts, groups), rotation)
     clients: dict[str, list[str]] = {pooler: [] for pooler in groups["pgbouncer"]}
     for host, poolers in poolers_of(facts, groups).items():
         for pooler in poolers:
@@ -445,8 +453,11 @@ def pooler_applications(
     fleet: as of `fleet`. Each: name, database, user, password, owner, pool_mode, statement_timeout
     and idle_in_transaction_session_timeout (as the inventory gives them, "0" for none), and for a
     database on another server its part of a [databases] entry as server. The owner roles do not
-    pass through a pooler; it gets their names to refuse them.
+    pass through a pooler; it gets their names to refuse them. One whose user waits for the
+    inventory's password has the verifier of the pooler's user list as `secret`
+    (hostvars[host].__pooler_userlist, which ansible.builtin.slurp has registered).
     """
+    kept = userlist_secrets(hostvars[host].get("__pooler_userlist") or {})
     apps = [fleet["applications"][name] for name in fleet["poolers"][host]["applications"]]
     keys = ("name", "database", "user", "owner", "pool_mode")
     found = []
@@ -457,8 +468,17 @@ def pooler_applications(
         entry |= {name: str(app["settings"].get(name, 0)) for name in SERVER_TIMEOUTS}
         if app["server"]:
             entry["server"] = server_of(facts, app)
+        if app.get("waits") and app["user"] in kept:
+            entry["secret"] = kept[app["user"]]
         found.append(entry)
     return found
+
+
+def userlist_secrets(slurped: Mapping[str, Any]) -> dict[str, str]:
+    """Return {user: password or verifier} of a user list that ansible.builtin.slurp has read."""
+    text = base64.b64decode(slurped.get("content", "")).decode()
+    pairs = re.findall(r'^"((?:[^"]|"")*)"\s+"((?:[^"]|"")*)"', text, re.MULTILINE)
+    return {user.replace('""', '"'): secret.replace('""', '"') for user, secret in pairs}
 
 
 class FilterModule:

@@ -46,8 +46,8 @@ options:
     required: true
   files:
     description:
-      - Files without secrets, as a list of {path, content}, the units among them. Left out, the
-        ones on the host stay, as for a rollback.
+      - Files without secrets, as a list of {path, content}, the units among them. Without
+        NAME.service the units on the host stay, as for a rollback.
     type: list
     elements: dict
     default: []
@@ -851,13 +851,13 @@ def main() -> None:
                 application.health = replace(
                     application.health, path=known["path"], headers=known["headers"]
                 )
-            if not module.params["files"]:
+            public = {Path(file["path"]) for file in module.params["files"]}
+            if application.service not in {path.name for path in public}:
                 application.take_processes_of(release)
             reasons = ["an earlier run was interrupted"] if interrupted else []
             reasons += ["first deployment"] if first else []
             reasons += application.reasons(release)
             result = {"release": release, "reasons": reasons, **state}
-            public = {Path(file["path"]) for file in module.params["files"]}
             texts = (difference(p, t, p not in public) for p, t in application.wanted.items())
             left_over = [path for path in map(Path, module.params["absent"]) if path.exists()]
             texts = [*texts, *(f"{path} is no longer wanted\n" for path in left_over)]

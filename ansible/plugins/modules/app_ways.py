@@ -83,7 +83,8 @@ since:
   type: str
   returned: success
 refused:
-  description: A sentence for each way that does not let the application in.
+  description: A sentence for each way that does not let the application in, or leads to a server
+    that takes no writes.
   type: list
   elements: str
   returned: success
@@ -103,10 +104,12 @@ AUTHENTICATION_HINT = (
 """PgBouncer says "SASL authentication failed", PostgreSQL "password authentication failed"."""
 
 QUERY = (
-    "SELECT to_char(min(backend_start) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') "
-    "FROM pg_stat_activity WHERE usename = current_user AND client_port IN ({ports})"
+    "SELECT current_setting('transaction_read_only'), "
+    "(SELECT to_char(min(backend_start) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') "
+    "FROM pg_stat_activity WHERE usename = session_user AND client_port IN ({ports}))"
 )
-"""Asks when the oldest of the role's connections from these ports was made."""
+"""Asks whether the server takes writes, and when the oldest of the role's connections from these
+ports was made."""
 
 
 def main() -> None:
@@ -138,15 +141,21 @@ def main() -> None:
     for who, kind in kinds if given["direct_allowed"] else kinds[:1]:
         for host, port in given["poolers" if kind == "pooler" else "direct"]:
             way = {"host": host, "port": port, "service": given[f"{kind}_service"]}
-            listed = ", ".join(map(str, ports))
-            asks = QUERY.format(ports=listed) if kind == "direct" and ports else "SELECT ''"
-            is_open, said = log_in(way, asks, environment)
+            listed = ", ".join(map(str, ports if kind == "direct" else [])) or "NULL"
+            is_open, said = log_in(way, QUERY.format(ports=listed), environment)
             if not is_open:
                 if "authentication failed" in said:
                     said += AUTHENTICATION_HINT
                 refused.append(f"{who} at {host}:{port} does not let the application in: {said}")
-            elif kind == "direct":
-                since = said
+                continue
+            read_only, _, oldest = said.partition("|")
+            if kind == "direct":
+                since = oldest
+            if read_only == "on":
+                refused.append(
+                    f"the PostgreSQL behind {host}:{port} takes no writes: it is a standby, or was "
+                    "demoted (docs/runbooks/failover.md)"
+                )
     module.exit_json(
         changed=False,
         pooled=sum(peer in poolers for _, peer in open_now),

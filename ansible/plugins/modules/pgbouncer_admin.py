@@ -22,7 +22,7 @@ description:
 notes:
   - C(pause) waits for the end of the running transactions, and holds the queries that come
     meanwhile. A query that is held for longer than query_wait_timeout or query_timeout fails. For
-    a longer pause, set both higher in the console first (docs/fallback.md).
+    a longer pause give release_after_seconds.
   - C(resume) without a database ends every pause, also that of C(kill) and those of single
     databases, which PgBouncer's own RESUME would leave.
   - PgBouncer before 1.19 does not show whether the whole process is paused; there check mode
@@ -54,12 +54,18 @@ options:
   process:
     description: Number of a process; every running process where not given.
     type: int
+  release_after_seconds:
+    description:
+      - With C(pause) of everything, when the host's systemd resumes by itself, whatever becomes of
+        the run. Meanwhile query_wait_timeout is longer than that and query_timeout off, so that no
+        query that waits fails. C(resume) without a database takes both back.
+    type: int
   timeout_seconds:
     description:
       - How long C(pause) and C(wait_close) may take, over all processes. 20 where not given.
-      - Where not given, C(pause) takes at most a second less than the processes' query_wait_timeout
-        and query_timeout, so that no query that it holds fails. Those of single databases and users
-        are not looked at.
+      - Where not given, C(pause) takes at most half of release_after_seconds, or without that a
+        second less than the processes' query_wait_timeout and query_timeout, so that no query that
+        it holds fails. Those of single databases and users are not looked at.
     type: int
   socket_directory:
     description: Directory that holds one directory for each process.
@@ -80,11 +86,11 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ __pools.rows | rejectattr('cl_waiting', 'equalto', '0') }}"
 
-- name: Hold the queries while PostgreSQL restarts
-  poolkit.poolkit.pgbouncer_admin: {command: pause, database: shop}
+- name: Hold the queries while PostgreSQL restarts, for 20 seconds at most
+  poolkit.poolkit.pgbouncer_admin: {command: pause, release_after_seconds: 20}
 
 - name: Let the queries go
-  poolkit.poolkit.pgbouncer_admin: {command: resume, database: shop}
+  poolkit.poolkit.pgbouncer_admin: {command: resume}
 
 - name: Mark the server connections for replacement after a schema change
   poolkit.poolkit.pgbouncer_admin: {command: reconnect, database: shop}
@@ -129,6 +135,7 @@ import pwd
 import re
 import time
 
+from ..module_utils import pgbouncer_hold
 from ..module_utils.pgbouncer_console import (
     ANSWER_SECONDS,
     RUNTIME_DIRECTORY,
@@ -288,6 +295,8 @@ def seconds_of(command: str, consoles: list[Console]) -> float:
 def run(params: dict, dry: bool) -> tuple[list[dict], bool]:
     """Run the module's command on each process; return (results, whether one failed)."""
     command, database = params["command"], params["database"]
+    if params["release_after_seconds"] and (command != "pause" or database is not None):
+        raise Refused("release_after_seconds belongs to the command pause, without a database")
     if params["what"] is not None and command != "show":
         raise Refused(f"what belongs to the command show, not to {command}")
     what = word(params["what"]) if command == "show" else ""
@@ -299,7 +308,11 @@ def run(params: dict, dry: bool) -> tuple[list[dict], bool]:
         raise Refused(f"user: there is no operating system user {params['user']}") from None
     sockets = find_sockets(params["socket_directory"], params["process"])
     consoles = [Console(number, socket, params["user"]) for number, socket in sockets.items()]
-    seconds = params["timeout_seconds"]
+    held, seconds = params["release_after_seconds"], params["timeout_seconds"]
+    if held and command == "pause":
+        seconds = seconds or min(USUAL_SECONDS, held / 2)
+        if not dry:
+            pgbouncer_hold.begin(consoles, held, params["user"])
     if seconds is None:
         seconds = seconds_of(command, consoles)
     deadline = time.monotonic() + seconds
@@ -323,6 +336,8 @@ def run(params: dict, dry: bool) -> tuple[list[dict], bool]:
             if result["outcome"] == "done":
                 result["error"] = release(console, database)
                 result["outcome"] = "failed" if result["error"] else "undone"
+    if ((command == "resume" and database is None) or (failed and held)) and not dry:
+        pgbouncer_hold.end(consoles)
     return results, failed
 
 
@@ -334,6 +349,7 @@ def main() -> None:
             "what": {"type": "str"},
             "database": {"type": "str"},
             "process": {"type": "int"},
+            "release_after_seconds": {"type": "int"},
             "timeout_seconds": {"type": "int"},
             "socket_directory": {"type": "path", "default": str(RUNTIME_DIRECTORY)},
             "user": {"type": "str", "default": "pgbouncer"},

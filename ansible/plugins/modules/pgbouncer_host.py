@@ -30,6 +30,10 @@ distribution:
   description: Name and version of the distribution, C(debian 13).
   type: str
   returned: always
+codename:
+  description: The distribution's name, C(trixie).
+  type: str
+  returned: always
 version:
   description: Version of the installed package pgbouncer; empty where there is none.
   type: str
@@ -106,6 +110,7 @@ def main() -> None:
     module.exit_json(
         changed=False,
         distribution=f"{release.get('ID', '')} {release.get('VERSION_ID', '')}",
+        codename=release.get("VERSION_CODENAME", ""),
         version=version if installed else "",
         candidate="" if installed else candidate(output("apt-cache", "policy", "pgbouncer")),
         psql_found=shutil.which("psql", path=PATH) is not None,

@@ -149,7 +149,8 @@ class Demand:
             "rolling": rolling,
             "fallback": fallback,
             "limit": limit if given is None else given,
-            "migrations": app["owner_connection_limit"],
+            # The owner is the same, and nobody stands in for it.
+            "migrations": 0 if "stands_in_for" in app else app["owner_connection_limit"],
             "auth_query": sum(pool.other_users(auto_size) for pool in pools),
         }
 

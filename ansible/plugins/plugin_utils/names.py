@@ -24,8 +24,10 @@ RESERVED_ROLE = re.compile(
     r"|rdsadmin|rds_(superuser|replication|password|ad|iam|reserved)|rdsrepladmin|rdstopmgr"
     r"|azuresu|azure_(superuser|pg_admin)|cloudsql(admin|superuser|replica|agent|iam\w+)"
     r"|alloydb(admin|superuser|iam\w+)"
+    r"|.*_rotation"
 )
-"""Keywords where SQL takes a role, PostgreSQL's own roles, and those of RDS, Azure and Google."""
+"""Keywords where SQL takes a role, PostgreSQL's own roles, those of RDS, Azure and Google, and the
+ones that stand in while a password changes (stand_ins.py)."""
 
 RESERVED_DATABASE = re.compile(
     r"postgres|template[01]|sameuser|samerole|samegroup|replication"

@@ -41,8 +41,10 @@ def _clients(app: Mapping[str, Any], pooler: str, automatic: int = AUTO_WORKERS)
     """Return the clients that a pooler has at once of an application, at least.
 
     Every host that may use it counts in full: the other poolers may be gone. automatic: the workers
-    of a host whose app_workers is auto.
+    of a host whose app_workers is auto. A client logs in as the user or as its stand-in.
     """
+    if "stands_in_for" in app:
+        return 0
     numbers = (app["workers"][host] for host in app["clients"][pooler])
     workers = sum(automatic if number == AUTO else number for number in numbers)
     hosts = len(app["clients"][pooler])

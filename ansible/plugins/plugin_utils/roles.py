@@ -15,11 +15,12 @@ from .topology import value_of
 def application_roles(apps: Iterable[Mapping[str, Any]], seed: str) -> dict[str, dict]:
     """Return the PostgreSQL roles of the applications by name.
 
-    Each: verifier, fingerprint, connection_limit.
+    Each: verifier, fingerprint, connection_limit. Left out is a user that keeps its password for
+    now, since another role stands in for it.
     """
     roles: dict[str, dict] = {}
     for app in apps:
-        for kind in ("", "owner"):
+        for kind in ("owner",) if app.get("waits") else ("", "owner"):
             name = app[kind or "user"]
             verifier = scram_verifier(app[f"{kind}_password".lstrip("_")], name, seed)
             roles[name] = {

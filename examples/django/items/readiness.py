@@ -40,8 +40,10 @@ def _query_path() -> str:
     close_old_connections()
     try:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_backend_pid()")
-            (pid,) = cursor.fetchone()
+            cursor.execute("SELECT pg_backend_pid(), current_setting('transaction_read_only')")
+            pid, read_only = cursor.fetchone()
+        if read_only == "on":  # a server that was demoted, or a standby
+            raise OSError("the database takes no writes: it is read-only")
         return "direct" if connection.connection.info.backend_pid == pid else "pooler"
     finally:
         close_old_connections()

@@ -36,6 +36,9 @@ def _query_path(engine: Engine) -> str:
     A pooler answers the login itself, with a process id of its own making.
     """
     with engine.connect() as connection:
-        pid = connection.scalar(text("SELECT pg_backend_pid()"))
+        question = text("SELECT pg_backend_pid(), current_setting('transaction_read_only')")
+        pid, read_only = connection.execute(question).one()
+        if read_only == "on":  # a server that was demoted, or a standby
+            raise OSError("the database takes no writes: it is read-only")
         driver_connection = connection.connection.driver_connection
         return "direct" if driver_connection.info.backend_pid == pid else "pooler"

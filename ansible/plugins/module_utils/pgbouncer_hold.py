@@ -1,0 +1,58 @@
+"""A pause that ends by itself: a timer of systemd on the host resumes the processes.
+
+The timer is set before the pause, so whatever becomes of the run that has asked for it, or of the
+way to the host, no query waits for longer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import subprocess
+import time
+from collections.abc import Sequence
+
+from .pgbouncer_console import Console
+from .refused import Refused
+from .service_state import properties, systemctl
+
+UNIT = "poolkit-pgbouncer-release"
+CATCH_UP_SECONDS = 5
+"""After a pause, for what has waited: the time-outs of the file count from when it was asked."""
+
+
+def begin(consoles: Sequence[Console], seconds: int, user: str) -> None:
+    """Let the processes resume by themselves after so many seconds, and let queries wait as long.
+
+    user: of the service. Raises Refused.
+    """
+    systemctl("stop", f"{UNIT}.timer")
+
+    def on_each(command: str) -> str:
+        return "; ".join(shlex.join([*console.psql, "-c", command]) for console in consoles)
+
+    script = f"{on_each('RESUME')}; sleep {CATCH_UP_SECONDS}; {on_each('RELOAD')}"
+    command = ["systemd-run", "--quiet", "--collect", f"--unit={UNIT}", f"--uid={user}"]
+    command += [f"--on-active={seconds}s", "--timer-property=AccuracySec=100ms"]
+    done = subprocess.run([*command, "/bin/sh", "-c", script], capture_output=True, text=True)
+    if done.returncode:
+        raise Refused(f"the timer that ends the pause cannot be set: {done.stderr.strip()}")
+    for console in consoles:
+        wait = seconds + CATCH_UP_SECONDS
+        console.ask(f"SET query_wait_timeout = {wait}", "SET query_timeout = 0")
+
+
+def end(consoles: Sequence[Console]) -> bool:
+    """Bring the file's time-outs back once nobody waits; tell whether there was a pause."""
+    active = properties(f"{UNIT}.timer", "ActiveState").get("ActiveState") == "active"
+    if active:
+        deadline = time.monotonic() + CATCH_UP_SECONDS
+        for console in consoles:
+            with contextlib.suppress(Refused):
+                while time.monotonic() < deadline and any(
+                    row["cl_waiting"] != "0" for row in console.show("POOLS")
+                ):
+                    time.sleep(0.2)
+                console.ask("RELOAD")
+        systemctl("stop", f"{UNIT}.timer")
+    return active

@@ -1,0 +1,243 @@
+"""An application on two hosts under traffic, and what each runbook did to it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+from alerts_fixtures import (
+    application,
+    application_url,
+    exporter_url,
+    pooler_facts,
+    pooler_host,
+)
+from controller import ROOT, connect, resolve
+from controller import ansible as run_ansible
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from testinfra.host import Host
+
+sys.path.insert(0, str(ROOT / "tests/rollout"))
+
+from traffic import Traffic
+
+PLAYBOOKS = Path("ansible/playbooks")
+NAME = "django"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a playbook printed, on one line, and how many tasks changed something, by host."""
+
+    code: int
+    output: str
+    changed: dict[str, int]
+
+
+@dataclass
+class Site:
+    """The application, its hosts and its database."""
+
+    hosts: dict[str, Host]
+    urls: dict[str, str]
+    servers: dict[str, Host]
+    database: Host
+    variables: dict[str, object] = field(default_factory=dict)
+    """Extra variables of every playbook: what an operator would have written into the inventory."""
+    rehearsed: list[tuple[str, ...]] = field(default_factory=list)
+
+    def play(self, name: str, *words: str, **variables: object) -> Run:
+        """Run a playbook; name: of a file of ansible/playbooks."""
+        return finished(run_ansible(*self.command(name, *words, **variables)))
+
+    def command(self, name: str, *words: str, **variables: object) -> list[str]:
+        playbook = str(PLAYBOOKS / f"{name}.yml")
+        return ["ansible-playbook", playbook, *words, "-e", json.dumps(self.variables | variables)]
+
+    def follow(self, page: str, section: str, *words: str, **variables: object) -> Run:
+        """Run the commands of a section of a page of docs/runbooks; return what the last printed.
+
+        words: `NAME=value` puts a value in the place of a word that the page leaves to its reader.
+        """
+        output, changed = "", {}
+        for command in commands(page, section):
+            for word in words:
+                name, _, value = word.partition("=")
+                command = re.sub(rf"\b{name}\b", value, command)
+            program, *rest = shlex.split(command)
+            done = run_ansible(
+                {"python": sys.executable}.get(program, program),
+                *rest,
+                *("-e", json.dumps(self.variables | variables)),
+            )
+            assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-2000:]}"
+            run = finished(done)
+            output, changed = output + run.output, run.changed
+        return Run(0, output, changed)
+
+    def cut_off(
+        self, task: str, name: str, *words: str, times: int = 1, **variables: object
+    ) -> str:
+        """Run a playbook, kill it when it begins a task (for the nth time); return its output."""
+        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+        environment |= {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            self.command(name, *words, **variables),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            times -= line.startswith("TASK [") and line.rstrip(" *\n").endswith(f"{task}]")
+            if not times:
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+        process.wait(timeout=60)
+        text = "".join(printed)
+        assert process.returncode == -signal.SIGKILL, text[-3000:]
+        return text
+
+    @contextmanager
+    def rehearsal(
+        self, action: str, hosts: Iterable[str] = (), may_fail: int = 0, **parameters: float
+    ) -> Iterator[Traffic]:
+        """Send traffic meanwhile; afterwards nothing was lost, and the table has a line more.
+
+        hosts: those that get it; all where not given. may_fail: requests that may, none of whose
+        rows may be lost or doubled; one of each client at most.
+        """
+        urls = [self.urls[host] for host in hosts or self.urls]
+        with Traffic(urls, **parameters) as traffic:
+            traffic.wait_for(50)
+            yield traffic
+            traffic.wait_for(traffic.requests + 50)
+        lost, doubled = traffic.lost_and_doubled(self.rows)
+        self.rehearsed.append(
+            (
+                *(action, str(traffic.requests), str(len(traffic.failures))),
+                *(f"{traffic.slowest_seconds:.1f} s", str(lost), str(doubled)),
+            )
+        )
+        print("\n".join(traffic.failures[:5]))
+        assert len(traffic.failures) <= may_fail
+        assert (lost, doubled) == (0, 0)
+
+    def rows(self, sql: str, database: str = NAME) -> list[str]:
+        """Return the rows of a query of PostgreSQL's superuser, in the application's database."""
+        command = f"sudo -u postgres psql -XAtqc %s {database}"
+        return self.database.check_output(command, sql).splitlines()
+
+    def password(self) -> str:
+        """Return the password of the application's user in the inventory."""
+        return resolve("web3", password="app_database_password")["web3"]["password"]
+
+    def newer_package(self, host: str) -> str:
+        """Offer the host PgBouncer's package with a higher version; return that version.
+
+        The program is the same: no other version can be had here for both distributions.
+        """
+        script = Path(__file__).with_name("newer_package.sh").read_text()
+        return self.hosts[host].check_output("sh -ec %s", script)
+
+    def readiness(self) -> dict[str, dict]:
+        return {
+            host: httpx.get(f"{url}/readyz", timeout=10).json() for host, url in self.urls.items()
+        }
+
+    def table(self, host: str, what: str) -> list[dict[str, str]]:
+        """Return the rows of a SHOW of a pooler's console."""
+        words = "sudo -u pgbouncer psql -X --csv -h /run/pgbouncer/1 -p 6432 -c %s"
+        shown = self.hosts[host].check_output(words, f"SHOW {what}")
+        return list(csv.DictReader(shown.splitlines()))
+
+    def console(self, host: str, command: str) -> None:
+        """Send a command to a pooler's console."""
+        words = "sudo -u pgbouncer psql -Xq -h /run/pgbouncer/1 -p 6432 -c %s"
+        self.hosts[host].check_output(words, command)
+
+    def status(self) -> str:
+        """Return what `make status` complains of; empty where all is well."""
+        words = [sys.executable, "scripts/status.py", "-e", json.dumps(self.variables)]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        # The advisories of the distribution's version are no fault of ours.
+        lines = [line for line in done.stderr.splitlines() if ": CVE-" not in line]
+        return "\n".join(lines) or ("" if done.returncode == 0 else done.stdout)
+
+    def wait_for_pooler(self, seconds: float = 20) -> None:
+        """Wait until every host uses its pooler."""
+        end = time.monotonic() + seconds
+        while {answer["path"] for answer in self.readiness().values()} != {"pooler"}:
+            assert time.monotonic() < end, self.readiness()
+            time.sleep(0.5)
+
+
+def commands(page: str, section: str) -> list[str]:
+    """Return the command lines of a section of a page."""
+    text = (ROOT / f"docs/runbooks/{page}.md").read_text()
+    (part,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```sh\n(.*?)^```", part, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+def finished(done: subprocess.CompletedProcess[str]) -> Run:
+    counts = re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", done.stdout, re.MULTILINE)
+    return Run(
+        done.returncode,
+        re.sub(r"\s+", " ", done.stdout + done.stderr),
+        {host: int(count) for host, count in counts},
+    )
+
+
+@pytest.fixture(scope="session")
+def site() -> Iterator[Site]:
+    facts = resolve(
+        "all:!localhost",
+        connection="ansible_connection",
+        container="ansible_host",
+        address="private_address",
+    )
+    hosts = {host: connect(host, f["connection"], f["container"]) for host, f in facts.items()}
+    web = {host: hosts[host] for host in ("web3", "web4")}
+    urls = {host: f"http://{facts[host]['address']}:8000" for host in web}
+    servers = {host: hosts[host] for host in ("db5", "db6")}
+    found = Site(web, urls, servers, servers["db5"])
+    yield found
+    table = Table(
+        *("action", "requests", "failed", "longest pause", "rows lost", "rows doubled"), box=SIMPLE
+    )
+    for row in found.rehearsed:
+        table.add_row(*row)
+    Console(width=110).print(table)
+
+
+@pytest.fixture(autouse=True)
+def _blank_line(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Show the figures that a test prints, also when it passes."""
+    yield
+    with capsys.disabled():
+        text = capsys.readouterr().out
+        if text:
+            print("\n" + text, end="")
+
+
+__all__ = ["application", "application_url", "exporter_url", "pooler_facts", "pooler_host"]

@@ -1,0 +1,247 @@
+"""Every runbook under traffic with writes, as its page says: also killed, and run again."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from conftest import ROOT, Site
+
+COPY = """#!/bin/sh
+set -e
+on() { host=poolkit-test-$1; shift; docker exec -i "$host" sudo -u postgres "$@"; }
+on db5 pg_dump --clean --if-exists django > "$0.sql"
+on db6 psql -X -q -v ON_ERROR_STOP=1 django < "$0.sql"
+"""
+"""Copies the whole database, which is small."""
+
+NEW = "rotated: p@ss/w%rd '\"\\ é"
+
+
+def held(site: Site) -> bool:
+    """Say whether some pooler holds queries, or will be released by its timer."""
+    for name, host in site.hosts.items():
+        timer = host.run("systemctl is-active poolkit-pgbouncer-release.timer")
+        # PgBouncer 1.18 has no SHOW STATE; a pause of everything is one of each database.
+        databases = site.table(name, "DATABASES")
+        if timer.rc == 0 or any(row["paused"] == "1" for row in databases):
+            return True
+    return False
+
+
+def may_log_in(site: Site, password: str, port: int, host: str = "127.0.0.1") -> bool:
+    """Say whether the application's role gets in from web3: at its pooler, or at PostgreSQL."""
+    word = password.replace("'", "'\\''")
+    command = f"PGPASSWORD='{word}' psql -XAtqc 'SELECT 1' -h {host} -p {port} -U django django"
+    return site.hosts["web3"].run(command).rc == 0
+
+
+def test_passwords_are_rotated(site: Site) -> None:
+    """Killed twice: as the second host logs in as the stand-in, and after the password changed."""
+    old = site.password()
+    site.variables |= {"app_database_password": NEW, "app_database_owner_password": "owner's: new"}
+    check = site.follow("rotate_password", "Check")
+    assert "get the password of the inventory: django, django_owner" in check.output
+    assert set(check.changed.values()) == {0}
+    with site.rehearsal("change passwords, killed twice", pause_seconds=0.05):
+        site.cut_off("Serve the release", "rotate_password", times=2)
+        refused = site.play("plan")
+        assert refused.code != 0
+        assert "Run ansible/playbooks/rotate_password.yml again" in refused.output
+        assert may_log_in(site, old, 6432)
+        site.cut_off("Change the pooler", "rotate_password", times=2)
+        site.follow("rotate_password", "Action")
+    for port, host in ((6432, "127.0.0.1"), (5432, "poolkit-test-db5")):
+        assert may_log_in(site, NEW, port, host)
+        assert not may_log_in(site, old, port, host)
+    assert site.rows("SELECT count(*) FROM pg_roles WHERE rolname = 'django_rotation'") == ["0"]
+    again = site.play("rotate_password")
+    assert again.code == 0, again.output[-3000:]
+    assert set(again.changed.values()) == {0}
+    assert "Every role has the password of the inventory" in again.output
+    assert site.status() == ""
+
+
+def test_postgresql_is_restarted(site: Site) -> None:
+    """Killed in the pause first: nobody is held for longer than the hold."""
+    start = site.rows("SELECT pg_postmaster_start_time()")
+    with site.rehearsal("restart PostgreSQL, killed in the pause"):
+        site.cut_off("Restart PostgreSQL", "restart_database", hold_seconds=8)
+        assert held(site)
+        time.sleep(14)
+        assert not held(site)
+    with site.rehearsal("restart PostgreSQL with an upgrade"):
+        site.follow("restart_database", "Action", upgrade=True)
+    assert site.rows("SELECT pg_postmaster_start_time()") != start
+    assert not held(site)
+    for host in site.hosts:
+        # The values of the file are back.
+        settings = {row["key"]: row["value"] for row in site.table(host, "CONFIG")}
+        assert settings["query_wait_timeout"] == "4"
+
+
+def test_a_transaction_that_does_not_end_stops_the_restart(site: Site) -> None:
+    start = site.rows("SELECT pg_postmaster_start_time()")
+    files = "/etc/poolkit/django/migrate"
+    way = "service=django host=127.0.0.1 port=6432 sslmode=disable"
+    site.hosts["web4"].check_output(
+        f"PGSERVICEFILE={files}.pg_service.conf PGPASSFILE={files}.pgpass setsid "
+        f"psql -XAtqc 'SELECT pg_sleep(14)' '{way}' >/dev/null 2>&1 &"
+    )
+    with site.rehearsal("restart PostgreSQL, refused by a long query"):
+        run = site.play("restart_database", hold_seconds=10)
+    assert run.code != 0
+    assert "still busy: django as django" in run.output
+    assert site.rows("SELECT pg_postmaster_start_time()") == start
+    assert not held(site)
+
+
+def test_poolers_connect_anew(site: Site) -> None:
+    def backends() -> set[str]:
+        return set(site.rows("SELECT pid FROM pg_stat_activity WHERE usename = 'django'"))
+
+    before = backends()
+    with site.rehearsal("lead the poolers to a new primary"):
+        run = site.follow("failover", "Action")
+        assert "server connections, to" in run.output
+        assert not before & backends()
+
+
+def test_a_server_that_takes_no_writes_is_seen(site: Site) -> None:
+    site.rows("ALTER DATABASE django SET default_transaction_read_only = on")
+    try:
+        site.follow("failover", "Action")
+        answers = site.readiness()
+        assert {answer["database"] for answer in answers.values()} == {"error"}
+        assert "read-only" in answers["web3"]["reason"]
+        assert "takes no writes" in site.status()
+    finally:
+        site.rows("ALTER DATABASE django RESET default_transaction_read_only", "postgres")
+        site.play("reconnect")
+    assert {answer["database"] for answer in site.readiness().values()} == {"ok"}
+
+
+def test_pgbouncer_is_upgraded(site: Site) -> None:
+    """A package of the same program with a higher version: the package changes, the process too."""
+    show = "systemctl show -P MainPID pgbouncer@1"
+    before = {name: host.check_output(show) for name, host in site.hosts.items()}
+    versions = {name: site.newer_package(name) for name in site.hosts}
+    with site.rehearsal("upgrade PgBouncer 1.24, killed once", hosts=["web3"], pause_seconds=0.05):
+        site.cut_off("Apply the configuration", "upgrade_pgbouncer", "--limit", "web3")
+        run = site.play("upgrade_pgbouncer", "--limit", "web3")
+        assert run.code == 0, run.output[-3000:]
+    # Debian 12's 1.18 cannot wait for its clients: docs/runbooks/upgrade_pgbouncer.md.
+    with site.rehearsal("upgrade PgBouncer 1.18", hosts=["web4"], may_fail=4, pause_seconds=0.05):
+        site.follow("upgrade_pgbouncer", "Action")
+    log = site.hosts["web3"].check_output("journalctl -u 'pgbouncer@*' --since -5min -o cat")
+    assert "waiting for all clients disconnect" in log and "Killing" not in log
+    for name, host in site.hosts.items():
+        shown = host.check_output("dpkg-query -W -f '${Version}' pgbouncer")
+        assert shown == versions[name]
+        assert host.check_output(show) != before[name]
+    site.wait_for_pooler()
+    again = site.follow("upgrade_pgbouncer", "Action")
+    assert set(again.changed.values()) == {0}
+
+
+def test_a_setting_that_opens_a_hole_is_refused(site: Site) -> None:
+    """And a rule of one's own that does is named, in the preflight and in the status."""
+    run = site.play(
+        "pgbouncer", "--limit", "web3", pgbouncer_settings={"max_packet_size": 2**31 + 1}
+    )
+    assert run.code != 0
+    assert "CVE-2026-107348" in run.output
+    rule = {"type": "host", "database": "all", "user": "ann", "address": "192.0.2.0/24"}
+    run = site.play(
+        *("pgbouncer", "--check", "--limit", "web3"),
+        pgbouncer_hba_rules=[{**rule, "method": "scram-sha-256"}],
+    )
+    assert "WARNING: web3: CVE-2026-107350" in run.output
+    assert "CVE-2026-107350" not in site.status()
+
+
+def test_certificates_are_renewed(site: Site) -> None:
+    def serial() -> str:
+        connect = "openssl s_client -starttls postgres -connect poolkit-test-db5:5432 </dev/null"
+        return site.database.check_output(f"{connect} 2>/dev/null | openssl x509 -noout -serial")
+
+    before = serial()
+    assert site.play("certificates", certificates_renew=True).code == 0
+    with site.rehearsal("renew certificates"):
+        site.follow("certificates", "Action")
+    assert serial() != before
+    assert site.status() == ""
+
+
+def test_pools_are_changed(site: Site) -> None:
+    with site.rehearsal("grow and reduce a pool"):
+        for size in ("6", "5"):
+            settings = {"default_pool_size": int(size), "reserve_pool_size": 1}
+            site.follow("pools", "Action", pgbouncer_settings=settings)
+            shown = {row["key"]: row["value"] for row in site.table("web3", "CONFIG")}
+            assert shown["default_pool_size"] == size
+
+
+def test_what_was_lost_is_made_again(site: Site) -> None:
+    files = "pgbouncer/pgbouncer.ini pgbouncer/userlist.txt poolkit/django/app.env"
+    with site.rehearsal("restore after a mistake"):
+        site.hosts["web4"].check_output(f"cd /etc && rm {files}")
+        site.follow("restore", "Action")
+    site.wait_for_pooler()
+    assert site.status() == ""
+
+
+def test_database_moves_to_another_server(site: Site, tmp_path: Path) -> None:
+    """A copy that fails leaves everything as it was; killed in the pause, nobody is held."""
+    there = {"database_host": "poolkit-test-db6"}
+    copy = tmp_path / "copy.sh"
+    site.play("postgres", **there)
+    prepared = site.play("database", **there)
+    assert prepared.code == 0, prepared.output[-3000:]
+    copy.write_text("#!/bin/sh\necho no room left >&2\nexit 1\n")
+    copy.chmod(0o755)
+    words = ("OLD=poolkit-test-db5", f"copy.sh={os.path.relpath(copy, ROOT)}")
+    command = {"old_database_host": "poolkit-test-db5", "copy_command": str(copy), **there}
+    with site.rehearsal("move to another server, copy fails"):
+        failed = site.play("move_database", **command)
+        assert failed.code != 0
+        assert "nothing moved" in failed.output and "no room left" in failed.output
+    copy.write_text(COPY)
+    with site.rehearsal("move to another server, killed in the pause"):
+        site.cut_off("Bring the last of the data", "move_database", hold_seconds=8, **command)
+        time.sleep(14)
+        assert not held(site)
+    with site.rehearsal("move to another server"):
+        site.variables |= there
+        site.follow("move_database", "Action", *words)
+        site.database = site.servers["db6"]
+    assert not held(site)
+    assert site.status() == ""
+    assert {answer["path"] for answer in site.readiness().values()} == {"pooler"}
+
+
+def test_a_host_is_drained_and_comes_back(site: Site) -> None:
+    with site.rehearsal("drain a host", hosts=["web3"]):
+        site.follow("hosts", "Action", "HOST=web4")
+    assert site.status() == ""
+
+
+def test_an_application_is_removed(site: Site) -> None:
+    words = ("NAME=django",)
+    site.follow("remove_application", "Check", *words)
+    refused = site.play("remove_application", app="django", drop_database="other")
+    assert refused.code != 0 and "Nothing was removed" in refused.output
+    run = site.play("remove_application", app="django", drop_database="django", remove_state=True)
+    assert run.code == 0, run.output[-3000:]
+    for host in site.hosts.values():
+        assert not host.file("/srv/django").exists
+        assert not host.file("/etc/poolkit/django").exists
+        assert host.run("id django").rc != 0
+        assert "django" not in host.check_output("ls /etc/systemd/system")
+    shown = "SELECT count(*) FROM pg_database WHERE datname = 'django'"
+    assert site.database.check_output(f'sudo -u postgres psql -XAtqc "{shown}"') == "0"
+    # The deployment brings it back.
+    run = site.play("site")
+    assert run.code == 0, run.output[-3000:]
+    assert site.status() == ""
