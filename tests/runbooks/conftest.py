@@ -55,7 +55,6 @@ class Site:
 
     hosts: dict[str, Host]
     urls: dict[str, str]
-    servers: dict[str, Host]
     database: Host
     variables: dict[str, object] = field(default_factory=dict)
     """Extra variables of every playbook: what an operator would have written into the inventory."""
@@ -219,8 +218,7 @@ def site() -> Iterator[Site]:
     hosts = {host: connect(host, f["connection"], f["container"]) for host, f in facts.items()}
     web = {host: hosts[host] for host in ("web3", "web4")}
     urls = {host: f"http://{facts[host]['address']}:8000" for host in web}
-    servers = {host: hosts[host] for host in ("db5", "db6")}
-    found = Site(web, urls, servers, servers["db5"])
+    found = Site(web, urls, hosts["db5"])
     yield found
     table = Table(
         *("action", "requests", "failed", "longest pause", "rows lost", "rows doubled"), box=SIMPLE

@@ -109,8 +109,13 @@ def _of_poolers(poolers: Mapping[str, Row]) -> Iterator[Finding]:
         if held or pooler["paused"]:
             yield _finding(
                 f"the pooler on {host} is paused: every query waits",
-                [", ".join(held) or "the whole process"],
-                f"{console} RESUME",
+                [
+                    ", ".join(held) or "the whole process",
+                    "if a playbook holds it, systemctl list-timers on the host has "
+                    "poolkit-pgbouncer-release: leave it",
+                ],
+                f"{console} RESUME, for each process"
+                + "".join(f", and 'RESUME {name}'" for name in held),
                 "runbooks/restart_database.md",
             )
         for row in pooler["databases"]:
@@ -193,8 +198,9 @@ def _of_server(server: Row, waiting: Mapping[tuple[str, str], list[str]]) -> Ite
             f"{max(backends[w]['transaction_seconds'] or 0 for w in waiters)} s: "
             + ", ".join(f"{count} x {command}" for command, count in modes.items())
         )
+        ends = _ending(pid) if pid else "SELECT * FROM pg_prepared_xacts; ROLLBACK PREPARED 'gid'"
         yield _finding(
-            "a transaction holds locks that others wait for", evidence, _ending(pid), DIAGNOSE, pid
+            "a transaction holds locks that others wait for", evidence, ends, DIAGNOSE, pid
         )
     for row in backends.values():
         seconds = row["transaction_seconds"] or 0
