@@ -207,6 +207,25 @@ def finished(done: subprocess.CompletedProcess[str]) -> Run:
     )
 
 
+FILES = "/etc/poolkit/django/migrate"
+
+
+@contextmanager
+def client(site: Site, sql: str, *, owner: bool = False) -> Iterator[None]:
+    """Keep a client of the first host's pooler, or the owner past it, busy with statements."""
+    service = "django_owner" if owner else "django host=127.0.0.1 port=6432 sslmode=disable"
+    host = site.hosts["web3"]
+    pid = host.check_output(
+        f"PGSERVICEFILE={FILES}.pg_service.conf PGPASSFILE={FILES}.pgpass setsid sh -c "
+        f"\"(echo '{sql}'; sleep 60) | psql -Xq 'service={service}'\" >/dev/null 2>&1 & echo $!"
+    )
+    time.sleep(1)
+    try:
+        yield
+    finally:
+        host.run(f"kill -- -{pid}")
+
+
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:
     facts = resolve(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from conftest import Site
+from conftest import Site, client
 
 NEW = "rotated: p@ss/w%rd '\"\\ é"
 
@@ -73,13 +73,9 @@ def test_postgresql_is_restarted(site: Site) -> None:
 
 def test_a_transaction_that_does_not_end_stops_the_restart(site: Site) -> None:
     start = site.rows("SELECT pg_postmaster_start_time()")
-    files = "/etc/poolkit/django/migrate"
-    way = "service=django host=127.0.0.1 port=6432 sslmode=disable"
-    site.hosts["web4"].check_output(
-        f"PGSERVICEFILE={files}.pg_service.conf PGPASSFILE={files}.pgpass setsid "
-        f"psql -XAtqc 'SELECT pg_sleep(14)' '{way}' >/dev/null 2>&1 &"
-    )
-    with site.rehearsal("restart PostgreSQL, refused by a long query"):
+    queries = "SELECT pg_sleep(5); " * 9
+    action = "restart PostgreSQL, refused by a long transaction"
+    with client(site, f"BEGIN; {queries}"), site.rehearsal(action):
         run = site.play("restart_database", hold_seconds=10)
     assert run.code != 0
     assert "still busy: django as django" in run.output
