@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import testinfra
 from testinfra.host import Host
 
@@ -33,6 +36,34 @@ def ansible(*command: str, **variables: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a playbook printed, on one line, and how many tasks changed something, by host."""
+
+    code: int
+    output: str
+    changed: dict[str, int]
+
+
+def played(done: subprocess.CompletedProcess[str]) -> Run:
+    counts = re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", done.stdout, re.MULTILINE)
+    return Run(
+        done.returncode,
+        re.sub(r"\s+", " ", done.stdout + done.stderr),
+        {host: int(count) for host, count in counts},
+    )
+
+
+@pytest.fixture(autouse=True)
+def figures_shown(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Show the figures that a test prints, also when it passes; for a conftest.py to import."""
+    yield
+    with capsys.disabled():
+        text = capsys.readouterr().out
+        if text:
+            print("\n" + text, end="")
 
 
 def resolve(hosts: str, **expressions: str) -> dict[str, dict]:

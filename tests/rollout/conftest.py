@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import pytest
-from controller import ROOT, connect, resolve
+from controller import ROOT, Run, connect, figures_shown, played, resolve
 from controller import ansible as run_ansible
 from testinfra.host import Host
 from traffic import Traffic
@@ -22,16 +21,6 @@ PORTS = {"django": 8000, "fastapi": 8001, "flask": 8002, "estate": 8003}
 
 
 COMPILED = shutil.ignore_patterns("__pycache__")
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a playbook printed."""
-
-    code: int
-    output: str
-    changed: dict[str, int]
-    """How many tasks changed something, by host."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +40,7 @@ class Site:
             *("ansible-playbook", *playbooks, "-e", json.dumps(self.variables | variables)),
             **environment,
         )
-        counts = re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+)", done.stdout, re.MULTILINE)
-        return Run(
-            done.returncode,
-            re.sub(r"\s+", " ", done.stdout + done.stderr),
-            {host: int(count) for host, count in counts},
-        )
+        return played(done)
 
     def deploy(self, source: Path | None = None, **variables: object) -> Run:
         if source:
@@ -153,16 +137,6 @@ def release(tmp_path: Path) -> Callable[..., Path]:
     return functools.partial(make_source, tmp_path)
 
 
-@pytest.fixture(autouse=True)
-def _blank_line(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Show the figures that a test prints, also when it passes."""
-    yield
-    with capsys.disabled():
-        text = capsys.readouterr().out
-        if text:
-            print("\n" + text, end="")
-
-
 @pytest.fixture(scope="session")
 def passwords() -> dict[str, str]:
     facts = resolve(
@@ -173,3 +147,6 @@ def passwords() -> dict[str, str]:
         database="database_host",
     )
     return facts["web1"]
+
+
+__all__ = ["Run", "figures_shown"]

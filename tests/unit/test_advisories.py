@@ -20,8 +20,16 @@ VERIFIED = {"server_tls_sslmode": "verify-full"}
 def exposed(
     version: str, settings: dict, *rules: dict, distribution: str = "debian 13"
 ) -> list[str]:
-    lines = pooler_advisories(DATA, version, distribution, settings, rules)
-    return [line.partition(":")[0] for line in lines]
+    found = pooler_advisories(DATA, version, distribution, settings, rules)
+    return [each["text"].partition(":")[0] for each in found]
+
+
+def test_packages_are_compared_by_their_numbers() -> None:
+    """A tenth update of a distribution is newer than its second."""
+    fixed = [{**DATA[0], "exposed_by": "always", "packages": {"debian 12": "1.18.0-1+deb12u2"}}]
+    for package, is_exposed in (("u1", True), ("u2", False), ("u10", False)):
+        version = f"1.18.0-1+deb12{package}"
+        assert bool(pooler_advisories(fixed, version, "debian 12", VERIFIED, [])) is is_exposed
 
 
 def test_data_is_complete() -> None:

@@ -6,6 +6,7 @@ configuration are affected. Every function is pure.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,11 @@ def _words(value: Any) -> list[str]:
     if isinstance(value, str):
         return [word.strip() for word in value.split(",") if word.strip()]
     return [str(word) for word in value or []]
+
+
+def _numbers(package: str) -> list[int]:
+    """Return the numbers of a package's version in their order; `deb12u10` is after `deb12u2`."""
+    return [int(number) for number in re.findall(r"\d+", package)]
 
 
 def _any_database(_: Settings, rules: Rules) -> bool:
@@ -50,7 +56,7 @@ CONDITIONS: dict[str, Callable[[Settings, Rules], bool]] = {
     "rule_for_any_database": _any_database,
     "startup_parameters_ignored": _ignored,
     "huge_packets": lambda settings, rules: (
-        int(settings.get("max_packet_size") or 0) > LARGEST_PACKET
+        max(_numbers(str(settings.get("max_packet_size"))), default=0) > LARGEST_PACKET
     ),
     "server_not_verified": lambda settings, rules: (
         settings.get("server_tls_sslmode") not in ("verify-ca", "verify-full")
@@ -72,11 +78,12 @@ def pooler_advisories(
     distribution: str,
     settings: Settings,
     rules: Rules,
-) -> list[str]:
-    """Return a line for each advisory that a pooler is exposed to, the data's order.
+) -> list[dict[str, Any]]:
+    """Return the advisories that a pooler is exposed to, in the data's order.
 
     version: of the installed package, or of the one that would be installed. distribution: as
-    `debian 12`. settings: those of [pgbouncer], in force. rules: pgbouncer_hba_rules.
+    `debian 12`. settings: those of [pgbouncer], in force. rules: pgbouncer_hba_rules. Each: text (a
+    line for people), opened (by the configuration, and not by the version alone) and refused.
     """
     rules, number, found = list(rules), parse(version), []
     for advisory in advisories:
@@ -86,13 +93,15 @@ def pooler_advisories(
             continue
         if package and version.startswith(package.partition("-")[0]) and "-" not in version:
             continue  # only PgBouncer's own number is known, and that package has had the fix
-        if package and "-" in version and version >= package:
+        if package and "-" in version and _numbers(version) >= _numbers(package):
             continue
         if CONDITIONS[advisory["exposed_by"]](settings, rules):
-            found.append(
+            text = (
                 f"{advisory['id']}: {advisory['fault']} (PgBouncer {version}; fixed in "
                 f"{advisory['affected'][1]}). Until then: {advisory['remedy']}"
             )
+            opened, refused = advisory["exposed_by"] != "always", advisory.get("refused", False)
+            found.append({"text": text, "opened": opened, "refused": refused})
     return found
 
 

@@ -213,12 +213,7 @@ def server_errors(
     if errors or may_change_passwords:
         return errors
     facts = hostvars[fleet["groups"]["applications"][0]]
-    wanted = database_roles(fleet, hostvars, {}, facts["scram_salt_seed"])
-    differing = [
-        name
-        for name, role in wanted.items()
-        if name in roles and roles[name]["fingerprint"] != role["fingerprint"]
-    ]
+    differing = _differing(fleet, hostvars, roles, facts["scram_salt_seed"])
     return [_changed_passwords(differing, roles, facts)] if differing else []
 
 
@@ -271,12 +266,7 @@ def password_rotation(
     roles = {row["rolname"]: row for row in server["query_all_results"][0]}
     apps = _own(fleet)
     facts = hostvars[fleet["groups"]["applications"][0]]
-    wanted = database_roles(fleet, hostvars, {}, facts["scram_salt_seed"])
-    differing = [
-        name
-        for name, role in wanted.items()
-        if name in roles and roles[name]["fingerprint"] != role["fingerprint"]
-    ]
+    differing = _differing(fleet, hostvars, roles, facts["scram_salt_seed"])
     foreign = [name for name in differing if not _is_ours(roles[name])]
     if foreign:
         found["errors"].append(_changed_passwords(foreign, roles, facts))
@@ -308,6 +298,17 @@ def password_rotation(
                 "password is changed there with a user of another name (docs/ecs.md)"
             )
     return found
+
+
+def _differing(
+    fleet: Fleet, hostvars: Hostvars, roles: Mapping[str, Mapping[str, Any]], seed: str
+) -> list[str]:
+    """Return the roles of the server that have another password than the inventory."""
+    return [
+        name
+        for name, role in database_roles(fleet, hostvars, {}, seed).items()
+        if name in roles and roles[name]["fingerprint"] != role["fingerprint"]
+    ]
 
 
 def _is_ours(role: Mapping[str, Any]) -> bool:

@@ -26,7 +26,8 @@ def begin(consoles: Sequence[Console], seconds: int, user: str) -> None:
 
     user: of the service. Raises Refused.
     """
-    systemctl("stop", f"{UNIT}.timer")
+    # Its service may be about to reload, which would bring the short time-outs back.
+    systemctl("stop", f"{UNIT}.timer", f"{UNIT}.service")
 
     def on_each(command: str) -> str:
         return "; ".join(shlex.join([*console.psql, "-c", command]) for console in consoles)
