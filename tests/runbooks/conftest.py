@@ -215,7 +215,7 @@ def site() -> Iterator[Site]:
     found = Site(web, urls, hosts["db5"])
     yield found
     table = Table(
-        *("action", "requests", "failed", "longest pause", "rows lost", "rows more"), box=SIMPLE
+        *("action", "requests", "failed", "longest pause", "rows lost", "rows beyond"), box=SIMPLE
     )
     for row in found.rehearsed:
         table.add_row(*row)
