@@ -39,6 +39,7 @@ class Site:
 
     hosts: dict[str, Host]
     urls: dict[str, str]
+    servers: dict[str, Host]
     database: Host
     variables: dict[str, object] = field(default_factory=dict)
     """Extra variables of every playbook: what an operator would have written into the inventory."""
@@ -61,7 +62,7 @@ class Site:
         for command in commands(page, section):
             for word in words:
                 name, _, value = word.partition("=")
-                command = re.sub(rf"\b{name}\b", value, command)
+                command = re.sub(rf"\b{re.escape(name)}\b", value, command)
             program, *rest = shlex.split(command)
             done = run_ansible(
                 {"python": sys.executable}.get(program, program),
@@ -212,7 +213,8 @@ def site() -> Iterator[Site]:
     hosts = {host: connect(host, f["connection"], f["container"]) for host, f in facts.items()}
     web = {host: hosts[host] for host in ("web3", "web4")}
     urls = {host: f"http://{facts[host]['address']}:8000" for host in web}
-    found = Site(web, urls, hosts["db5"])
+    servers = {host: hosts[host] for host in ("db5", "db6")}
+    found = Site(web, urls, servers, servers["db5"])
     yield found
     table = Table(
         *("action", "requests", "failed", "longest pause", "rows lost", "rows beyond"), box=SIMPLE

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 from conftest import Site, client
+from controller import ROOT, Run, resolve
+from pytest import MonkeyPatch
 
 NEW = "rotated: p@ss/w%rd '\"\\ é"
 
@@ -169,6 +173,52 @@ def test_pools_are_changed(site: Site) -> None:
             site.follow("pools", "Action", pgbouncer_settings=settings)
             shown = {row["key"]: row["value"] for row in site.table("web3", "CONFIG")}
             assert shown["default_pool_size"] == size
+
+
+def test_database_moves_to_another_server(
+    site: Site, monkeypatch: MonkeyPatch, tmp_path: Path
+) -> None:
+    """From PostgreSQL 15 to 17 and back. Killed in the copy, and after the old server is closed."""
+    password = resolve("db5", password="database_admin_password")["db5"]["password"]
+    monkeypatch.setenv("PGPASSWORD", password)
+    old, new = "poolkit-test-db5", "poolkit-test-db6"
+    given = {"database_old_host": old, "database_host": new}
+
+    def follow(section: str, old: str, new: str) -> Run:
+        copy = tmp_path / "copy.sh"
+        copy.write_text(f"#!/bin/sh\nexec {ROOT}/tests/runbooks/copy.sh {old} {new}\n")
+        copy.chmod(0o755)
+        words = (f"OLD={old}", f"NEW={new}", f"copy.sh={os.path.relpath(copy, ROOT)}")
+        return site.follow("move_database", section, *words)
+
+    follow("Check", old, new)
+    with site.rehearsal("move to another server, refused"):
+        with client(site, "SELECT 1;", owner=True):
+            refused = site.play("move_database", copy_command="true", **given)
+        assert refused.code != 0 and "Connected past the poolers: django_owner" in refused.output
+        lacking = site.play("move_database", copy_command="true", **given)
+        assert lacking.code != 0 and "table public.items is missing" in lacking.output
+        assert "Nothing moved" in lacking.output
+    assert not held(site)
+    with site.rehearsal("move from PostgreSQL 15 to 17, killed twice"):
+        command = {"copy_command": f"tests/runbooks/copy.sh {old} {new}", **given}
+        site.cut_off("Copy the databases", "move_database", **command)
+        site.cut_off("Lead the pooler to the new server", "move_database", **command)
+        follow("Action", old, new)
+        site.database = site.servers["db6"]
+    assert not held(site)
+    moved_on = site.play("plan")
+    assert moved_on.code != 0 and f"was moved to {new}:5432" in moved_on.output
+    site.variables["database_host"] = new
+    assert site.status() == ""
+    again = site.play("move_database", **command)
+    assert again.code == 0 and set(again.changed.values()) == {0}
+    del site.variables["database_host"]
+    with site.rehearsal("move from PostgreSQL 17 to 15"):
+        follow("Action", new, old)
+        site.database = site.servers["db5"]
+    assert not held(site)
+    assert site.status() == ""
 
 
 def test_what_was_lost_is_made_again(site: Site) -> None:

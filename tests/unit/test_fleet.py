@@ -517,6 +517,51 @@ def test_role_that_poolkit_has_not_made_keeps_its_password() -> None:
         assert "run the whole site.yml with -e database_password_change=true" in error
 
 
+def test_server_that_was_left_is_refused_except_to_move_back() -> None:
+    left = answer()
+    left["query_all_results"][1][0]["moved_to"] = "db2:5432"
+    for may_change in (False, True):
+        (error,) = server_errors(fleet(), left, may_change)
+        assert "database shop of db1:5432 was moved to db2:5432, and is closed" in error
+    assert server_errors(fleet(database_old_host="db2"), left, False) == []
+    assert server_errors(fleet(database_old_host="db3"), left, False) != []
+    assert server_errors(fleet(database_old_host="db2", database_old_port=6000), left, False) != []
+    # A copy of everything may have brought the note along.
+    assert server_errors(fleet(database_host="db2"), left, False) == []
+
+
+def test_copy_is_compared_with_what_it_was_made_of() -> None:
+    table = {"name": "public.items", "kind": "table", "owner": "o", "rights": '["u SELECT"]'}
+    original = [
+        {**table, "number": 7},
+        {**table, "name": "public.items_id_seq", "kind": "sequence", "number": 9},
+    ]
+
+    def errors(*changes: dict) -> list[str]:
+        copy = [row | change for row, change in zip(original, changes, strict=False)]
+        return database.copy_errors([original, copy])
+
+    assert errors({}, {}) == []
+    more = {**table, "name": "public.more", "number": 1}
+    assert database.copy_errors([original, [*original, more]]) == []
+    # Logical replication does not copy sequences; whoever sets them may leave a gap.
+    assert errors({}, {"number": 1000}) == []
+    assert errors({}, {"number": 8}) == ["sequence public.items_id_seq is at 8, and not at 9"]
+    for change, words in (
+        ({"number": 6}, "has 6 rows, and not 7"),
+        ({"number": 8}, "has 8 rows, and not 7"),
+        ({"owner": "admin"}, "belongs to admin, and not to o"),
+        ({"rights": "[]"}, "lacks rights: u SELECT"),
+        ({"kind": "view"}, "is missing"),
+        ({"name": "other.items"}, "is missing"),
+    ):
+        assert errors(change, {}) == [f"table public.items {words}"]
+    assert len(errors({"owner": "admin", "number": 0}, {})) == 2
+    # Where rows are not counted.
+    original[0]["number"] = None
+    assert errors({}, {}) == []
+
+
 def changes(
     roles: Sequence[str] = (),
     databases: dict[str, tuple] | None = None,

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -301,3 +302,42 @@ def test_what_belongs_to_show(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(admin.Refused, match="no operating system user nobody-here"):
         run(monkeypatch, [], command="kill", user="nobody-here")
+
+
+def test_whoever_waits_since_a_killed_run_goes_before_the_next_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise a request would wait for two pauses."""
+    calls: list[str] = []
+    running = ["active"]
+
+    class Held:
+        process, psql = 1, ["psql"]
+
+        def ask(self, *commands: str) -> None:
+            calls.extend(commands)
+
+        def change(self, command: str, _: float) -> bool:
+            calls.append(command)
+            return True
+
+        def show(self, what: str) -> list[dict]:
+            calls.append(what)
+            return [{"cl_waiting": "0"}]
+
+    def systemctl(verb: str, *_: str) -> None:
+        calls.append(verb)
+        running[0] = "inactive"
+
+    hold = admin.pgbouncer_hold
+    monkeypatch.setattr(hold, "systemctl", systemctl)
+    monkeypatch.setattr(hold, "properties", lambda *_: {"ActiveState": running[0]})
+    monkeypatch.setattr(
+        hold.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", "")
+    )
+    hold.begin([Held()], 20, "pgbouncer")
+    limits = ["SET query_wait_timeout = 25", "SET query_timeout = 0"]
+    assert calls == ["RESUME", "POOLS", "RELOAD", "stop", "stop", *limits]
+    calls.clear()
+    hold.begin([Held()], 20, "pgbouncer")
+    assert calls == ["stop", *limits]

@@ -181,6 +181,34 @@ def changed_settings(
     return changed
 
 
+def copy_errors(contents: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Return what a copy of a database lacks; it may have more.
+
+    contents: the rows of sql/move_contents.sql.j2, of the database and of its copy. Each: name,
+    kind, owner, rights (JSON: what the applications' users may do), number (a table's rows, null
+    where they were not counted; where a sequence is). A sequence may be further in the copy.
+    """
+    original, copy = contents
+    found = {row["name"]: row for row in copy}
+    errors = []
+    for row in original:
+        name, other = f"{row['kind']} {row['name']}", found.get(row["name"])
+        if other is None or other["kind"] != row["kind"]:
+            errors.append(f"{name} is missing")
+            continue
+        if other["owner"] != row["owner"]:
+            errors.append(f"{name} belongs to {other['owner']}, and not to {row['owner']}")
+        rights = set(json.loads(row["rights"])) - set(json.loads(other["rights"]))
+        if rights:
+            errors.append(f"{name} lacks rights: {', '.join(sorted(rights))}")
+        before, after = row["number"], other["number"]
+        if row["kind"] == "sequence" and after < before:
+            errors.append(f"{name} is at {after}, and not at {before}")
+        elif row["kind"] != "sequence" and after != before:
+            errors.append(f"{name} has {after} rows, and not {before}")
+    return errors
+
+
 PRIVILEGES = {
     "rolsuper": ("superuser", "NOSUPERUSER"),
     "rolreplication": ("role for replication", "NOREPLICATION"),
@@ -196,8 +224,9 @@ def server_errors(
 
     server: what roles/database/tasks/ask.yml registers; its query_all_results begin
     with the rows of roles [{rolname, fingerprint, rolsuper, rolreplication, rolcreaterole}] and of
-    databases [{datname, owner}]. Nothing is refused where the server did not answer.
-    A message for each: a database of somebody else, a role with privileges, and, unless
+    databases [{datname, owner}], of which those that were moved to another server have `moved_to`.
+    Nothing is refused where the server did not answer. A message for each: a database that was
+    moved away, one of somebody else, a role with privileges, and, unless
     may_change_passwords or while they are rotated, a rotation that was cut off and passwords of
     existing roles that differ from the inventory's.
     """
@@ -206,7 +235,8 @@ def server_errors(
     roles = {row["rolname"]: row for row in server["query_all_results"][0]}
     owners = {row["datname"]: row["owner"] for row in server["query_all_results"][1]}
     apps = _own(fleet)
-    errors = [message for app in apps for message in _not_the_applications(app, roles, owners)]
+    errors = _left(apps, hostvars[fleet["groups"]["applications"][0]], server)
+    errors += [message for app in apps for message in _not_the_applications(app, roles, owners)]
     if fleet["rotation"] is not None:
         return errors
     errors += _cut_off(apps, roles)
@@ -215,6 +245,26 @@ def server_errors(
     facts = hostvars[fleet["groups"]["applications"][0]]
     differing = _differing(fleet, hostvars, roles, facts["scram_salt_seed"])
     return [_changed_passwords(differing, roles, facts)] if differing else []
+
+
+def _left(
+    apps: Iterable[Mapping[str, Any]], facts: Mapping[str, Any], server: Mapping[str, Any]
+) -> list[str]:
+    """Return the refusal of a server that the databases were moved away from.
+
+    facts: an application's host. A move back from where they are is none of its use.
+    """
+    here = f"{facts.get('database_host')}:{facts.get('database_port')}"
+    port = facts.get("database_old_port") or facts.get("database_port")
+    back = f"{facts.get('database_old_host')}:{port}"
+    moved_to = {row["datname"]: row.get("moved_to") for row in server["query_all_results"][1]}
+    left = {app["database"]: moved_to.get(app["database"]) for app in apps}
+    return [
+        f"The database {name} of {here} was moved to {there}, and is closed: give database_host "
+        "(and database_port) of that server in the inventory (docs/runbooks/move_database.md)"
+        for name, there in left.items()
+        if there and there not in (here, back)
+    ]
 
 
 def _not_the_applications(
@@ -367,6 +417,7 @@ class FilterModule:
             function.__name__: function
             for function in (
                 changed_settings,
+                copy_errors,
                 database_applications,
                 database_changes,
                 database_roles,

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from .pgbouncer_console import Console
+from .pgbouncer_console import Console, Unusable
 from .refused import Refused
 from .service_state import properties, systemctl
 
@@ -24,8 +24,14 @@ CATCH_UP_SECONDS = 5
 def begin(consoles: Sequence[Console], seconds: int, user: str) -> None:
     """Let the processes resume by themselves after so many seconds, and let queries wait as long.
 
+    Whoever waits since a run that was killed goes first, so that nobody waits for two pauses.
     user: of the service. Raises Refused.
     """
+    if active():
+        for console in consoles:
+            with contextlib.suppress(Refused, Unusable):  # what is wrong, the pause will tell
+                console.change("RESUME", CATCH_UP_SECONDS)
+        end(consoles)
     # Its service may be about to reload, which would bring the short time-outs back.
     systemctl("stop", f"{UNIT}.timer", f"{UNIT}.service")
 
@@ -43,10 +49,14 @@ def begin(consoles: Sequence[Console], seconds: int, user: str) -> None:
         console.ask(f"SET query_wait_timeout = {wait}", "SET query_timeout = 0")
 
 
-def end(consoles: Sequence[Console]) -> bool:
-    """Bring the file's time-outs back once nobody waits; tell whether there was a pause."""
-    active = properties(f"{UNIT}.timer", "ActiveState").get("ActiveState") == "active"
-    if active:
+def active() -> bool:
+    """Tell whether a pause is under way."""
+    return properties(f"{UNIT}.timer", "ActiveState").get("ActiveState") == "active"
+
+
+def end(consoles: Sequence[Console]) -> None:
+    """Bring the file's time-outs back once nobody waits."""
+    if active():
         deadline = time.monotonic() + CATCH_UP_SECONDS
         for console in consoles:
             with contextlib.suppress(Refused):
@@ -56,4 +66,3 @@ def end(consoles: Sequence[Console]) -> bool:
                     time.sleep(0.2)
                 console.ask("RELOAD")
         systemctl("stop", f"{UNIT}.timer")
-    return active
