@@ -10,13 +10,12 @@ mkdir -p .cache/molecule
 : > "$log"; : > "$tests"
 export POOLKIT_VERBOSITY=-vvv
 
-# `molecule test` would remove the hosts at its end, and prepare them for the first scenario only.
-{
-    molecule create --scenario-name "$1" && molecule prepare --force --scenario-name "$1" &&
-    molecule check --scenario-name "$1" &&
-    molecule converge --scenario-name "$1" && molecule idempotence --scenario-name "$1" &&
-    molecule verify --scenario-name "$1"
-} > "$log" 2>&1 &
+# `molecule test` would remove the hosts at its end, and prepare them for the first scenario only. The steps are its own.
+steps=$(cat "molecule/$1/molecule.yml" .config/molecule/config.yml | sed -n 's/^ *test_sequence: \[\(.*\)\]$/\1/p' | head -n 1 | tr -d ,)
+for step in $steps; do
+    [ "$step" = prepare ] && force=--force || force=
+    molecule "$step" $force --scenario-name "$1" || exit
+done > "$log" 2>&1 &
 molecule=$!
 # A background job does not hear Ctrl-C by itself.
 trap 'kill $molecule 2>/dev/null; exit 130' INT TERM

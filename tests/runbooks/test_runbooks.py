@@ -32,36 +32,33 @@ def may_log_in(site: Site, password: str, port: int, host: str = "127.0.0.1") ->
 
 
 def test_passwords_are_rotated(site: Site) -> None:
-    """Killed twice: as the second host logs in as the stand-in, and after the password changed."""
+    """Killed when the server has the new password and not yet every pooler."""
     old = site.password()
     site.variables |= {"app_database_password": NEW, "app_database_owner_password": "owner's: new"}
     check = site.follow("rotate_password", "Check")
     assert "get the password of the inventory: django, django_owner" in check.output
     assert set(check.changed.values()) == {0}
     left_out = site.play("rotate_password", "--limit", "web3")
-    assert left_out.code != 0 and "web4, db5 would be left out" in left_out.output
-    with site.rehearsal("change passwords, killed twice", pause_seconds=0.05):
-        site.cut_off("Serve the release", "rotate_password", times=2)
+    assert left_out.code != 0 and "web4, db5, db6 would be left out" in left_out.output
+    with site.rehearsal("change passwords, killed once", pause_seconds=0.05):
+        site.cut_off("Change the pooler", "rotate_password", times=2)
         refused = site.play("plan")
         assert refused.code != 0
         assert "Run ansible/playbooks/rotate_password.yml again" in refused.output
-        assert may_log_in(site, old, 6432)
-        site.cut_off("Change the pooler", "rotate_password", times=2)
         site.follow("rotate_password", "Action")
     for port, host in ((6432, "127.0.0.1"), (5432, "poolkit-test-db5")):
         assert may_log_in(site, NEW, port, host)
         assert not may_log_in(site, old, port, host)
     assert site.rows("SELECT count(*) FROM pg_roles WHERE rolname = 'django_rotation'") == ["0"]
-    again = site.play("rotate_password")
-    assert again.code == 0, again.output[-3000:]
+    again = site.follow("rotate_password", "Proof")
     assert set(again.changed.values()) == {0}
     assert "Every role has the password of the inventory" in again.output
-    assert site.status() == ""
 
 
 def test_postgresql_is_restarted(site: Site) -> None:
     """Killed in the pause first: nobody is held for longer than the hold."""
     start = site.rows("SELECT pg_postmaster_start_time()")
+    assert site.follow("restart_database", "Check").output == ""
     with site.rehearsal("restart PostgreSQL, killed in the pause"):
         site.cut_off("Restart PostgreSQL", "restart_database", hold_seconds=8)
         assert held(site)
@@ -75,6 +72,7 @@ def test_postgresql_is_restarted(site: Site) -> None:
         # The values of the file are back.
         settings = {row["key"]: row["value"] for row in site.table(host, "CONFIG")}
         assert settings["query_wait_timeout"] == "4"
+    site.follow("restart_database", "Proof")
 
 
 def test_a_transaction_that_does_not_end_stops_the_restart(site: Site) -> None:
@@ -94,10 +92,12 @@ def test_poolers_connect_anew(site: Site) -> None:
         return set(site.rows("SELECT pid FROM pg_stat_activity WHERE usename = 'django'"))
 
     before = backends()
-    with site.rehearsal("lead the poolers to a new primary"):
+    with site.rehearsal("lead the poolers to a new primary, killed once"):
+        site.cut_off("Wait until each of them was replaced", "reconnect")
         run = site.follow("failover", "Action")
         assert "server connections, to" in run.output
         assert not before & backends()
+    site.follow("failover", "Proof")
 
 
 def test_a_server_that_takes_no_writes_is_seen(site: Site) -> None:
@@ -107,7 +107,7 @@ def test_a_server_that_takes_no_writes_is_seen(site: Site) -> None:
         answers = site.readiness()
         assert {answer["database"] for answer in answers.values()} == {"error"}
         assert "read-only" in answers["web3"]["reason"]
-        assert "takes no writes" in site.status()
+        assert "takes no writes" in site.follow("failover", "Check").output
     finally:
         site.rows("ALTER DATABASE django RESET default_transaction_read_only", "postgres")
         site.play("reconnect")
@@ -119,6 +119,8 @@ def test_pgbouncer_is_upgraded(site: Site) -> None:
     show = "systemctl show -P MainPID pgbouncer@1"
     before = {name: host.check_output(show) for name, host in site.hosts.items()}
     versions = {name: site.newer_package(name) for name in site.hosts}
+    site.follow("upgrade_pgbouncer", "Check")
+    assert {name: host.check_output(show) for name, host in site.hosts.items()} == before
     with site.rehearsal("upgrade PgBouncer 1.24, killed once", hosts=["web3"], pause_seconds=0.05):
         site.cut_off("Apply the configuration", "upgrade_pgbouncer", "--limit", "web3")
         run = site.play("upgrade_pgbouncer", "--limit", "web3")
@@ -133,6 +135,7 @@ def test_pgbouncer_is_upgraded(site: Site) -> None:
         assert shown == versions[name]
         assert host.check_output(show) != before[name]
     site.wait_for_pooler()
+    site.follow("upgrade_pgbouncer", "Proof")
     again = site.follow("upgrade_pgbouncer", "Action")
     assert set(again.changed.values()) == {0}
 
@@ -159,20 +162,30 @@ def test_certificates_are_renewed(site: Site) -> None:
         return site.database.check_output(f"{connect} 2>/dev/null | openssl x509 -noout -serial")
 
     before = serial()
+    site.follow("certificates", "Check")
     assert site.play("certificates", certificates_renew=True).code == 0
-    with site.rehearsal("renew certificates"):
+    with site.rehearsal("renew certificates, killed once"):
+        site.cut_off("Apply the configuration", "postgres")
+        assert serial() == before
         site.follow("certificates", "Action")
     assert serial() != before
-    assert site.status() == ""
+    site.follow("certificates", "Proof")
+
+
+def default_pool_size(site: Site) -> str:
+    shown = {row["key"]: row["value"] for row in site.table("web3", "CONFIG")}
+    return shown["default_pool_size"]
 
 
 def test_pools_are_changed(site: Site) -> None:
-    with site.rehearsal("grow and reduce a pool"):
-        for size in ("6", "5"):
-            settings = {"default_pool_size": int(size), "reserve_pool_size": 1}
-            site.follow("pools", "Action", pgbouncer_settings=settings)
-            shown = {row["key"]: row["value"] for row in site.table("web3", "CONFIG")}
-            assert shown["default_pool_size"] == size
+    """The next deployment of all reduces it again: test_what_was_lost_is_made_again."""
+    settings = {"default_pool_size": 6, "reserve_pool_size": 1}
+    check = site.follow("pools", "Check", pgbouncer_settings=settings)
+    assert "default_pool_size = 6" in check.output and default_pool_size(site) == "5"
+    with site.rehearsal("grow a pool"):
+        site.follow("pools", "Action", pgbouncer_settings=settings)
+    assert default_pool_size(site) == "6"
+    site.follow("pools", "Proof", pgbouncer_settings=settings)
 
 
 def test_database_moves_to_another_server(
@@ -210,7 +223,7 @@ def test_database_moves_to_another_server(
     moved_on = site.play("plan")
     assert moved_on.code != 0 and f"was moved to {new}:5432" in moved_on.output
     site.variables["database_host"] = new
-    assert site.status() == ""
+    site.follow("move_database", "Proof")
     again = site.play("move_database", **command)
     assert again.code == 0 and set(again.changed.values()) == {0}
     del site.variables["database_host"]
@@ -223,17 +236,23 @@ def test_database_moves_to_another_server(
 
 def test_what_was_lost_is_made_again(site: Site) -> None:
     files = "pgbouncer/pgbouncer.ini pgbouncer/userlist.txt poolkit/django/app.env"
-    with site.rehearsal("restore after a mistake"):
+    assert default_pool_size(site) == "6"
+    with site.rehearsal("restore after a mistake, reduce the pool"):
         site.hosts["web3"].check_output(f"cd /etc && rm {files}")
+        check = site.follow("restore", "Check")
+        assert "the pooler does not have what the inventory says" in check.output
         site.follow("restore", "Action")
+    assert default_pool_size(site) == "5"
     site.wait_for_pooler()
-    assert site.status() == ""
+    site.follow("restore", "Proof")
 
 
 def test_a_host_is_drained_and_comes_back(site: Site) -> None:
-    with site.rehearsal("drain a host", hosts=["web3"]):
+    site.follow("hosts", "Check")
+    with site.rehearsal("drain a host, killed once", hosts=["web3"]):
+        site.cut_off("Stop them", "drain_host", "--limit", "web4")
         site.follow("hosts", "Action", "HOST=web4")
-    assert site.status() == ""
+    site.follow("hosts", "Proof")
 
 
 def test_an_application_is_removed(site: Site) -> None:
@@ -241,8 +260,13 @@ def test_an_application_is_removed(site: Site) -> None:
     site.follow("remove_application", "Check", *words)
     refused = site.play("remove_application", app="django", drop_database="other")
     assert refused.code != 0 and "Nothing was removed" in refused.output
-    run = site.play("remove_application", app="django", drop_database="django", remove_state=True)
+    everything = {"drop_database": "django", "remove_state": True}
+    site.cut_off("Remove its accounts", "remove_application", app="django", **everything)
+    run = site.play("remove_application", app="django", **everything)
     assert run.code == 0, run.output[-3000:]
+    assert not held(site)
+    left = site.follow("remove_application", "Proof", *words)
+    assert set(left.changed.values()) == {0}
     for host in site.hosts.values():
         assert not host.file("/srv/django").exists
         assert not host.file("/etc/poolkit/django").exists
