@@ -308,10 +308,12 @@ def test_certificate_ends_soon(server: Prometheus, site: Site, tmp_path: Path) -
     bundle = tmp_path / "both.crt"
     known = Path(resolve("web3", file="database_ca_file")["web3"]["file"]).read_text()
     bundle.write_text(known + site.database.check_output(f"{words} 2>/dev/null"))
-    deploy = ("pgbouncer", "--limit", "web3")
-    with undone(
-        lambda: site.play(*deploy, database_ca_file=str(bundle)), lambda: site.play(*deploy)
-    ):
+
+    def deploy(**variables: str) -> None:
+        run = site.play("pgbouncer", "--limit", "web3", **variables)
+        assert run.code == 0, run.output[-2000:]
+
+    with undone(lambda: deploy(database_ca_file=str(bundle)), deploy):
         for days in (30, 7):
             server.fires(f"PgBouncerCertificateExpiresIn{days}Days", file="database_ca.crt")
         assert "database_ca.crt" in site.status()

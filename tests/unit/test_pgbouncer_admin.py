@@ -337,7 +337,7 @@ def test_whoever_waits_since_a_killed_run_goes_before_the_next_pause(
     )
     hold.begin([Held()], 20, "pgbouncer")
     limits = ["SET query_wait_timeout = 25", "SET query_timeout = 0"]
-    assert calls == ["RESUME", "POOLS", "RELOAD", "stop", "stop", *limits]
+    assert calls == ["RESUME", "POOLS", "stop", *limits]
     calls.clear()
     hold.begin([Held()], 20, "pgbouncer")
     assert calls == ["stop", *limits]

@@ -31,7 +31,8 @@ def begin(consoles: Sequence[Console], seconds: int, user: str) -> None:
         for console in consoles:
             with contextlib.suppress(Refused, Unusable):  # what is wrong, the pause will tell
                 console.change("RESUME", CATCH_UP_SECONDS)
-        end(consoles)
+        # No reload: after one, PgBouncer 1.18 lets nobody in before it has a server connection.
+        wait_for_clients(consoles)
     # Its service may be about to reload, which would bring the short time-outs back.
     systemctl("stop", f"{UNIT}.timer", f"{UNIT}.service")
 
@@ -49,6 +50,17 @@ def begin(consoles: Sequence[Console], seconds: int, user: str) -> None:
         console.ask(f"SET query_wait_timeout = {wait}", "SET query_timeout = 0")
 
 
+def wait_for_clients(consoles: Sequence[Console]) -> None:
+    """Wait until no client waits, CATCH_UP_SECONDS at most."""
+    deadline = time.monotonic() + CATCH_UP_SECONDS
+    for console in consoles:
+        with contextlib.suppress(Refused, Unusable):
+            while time.monotonic() < deadline and any(
+                row["cl_waiting"] != "0" for row in console.show("POOLS")
+            ):
+                time.sleep(0.2)
+
+
 def active() -> bool:
     """Tell whether a pause is under way."""
     return properties(f"{UNIT}.timer", "ActiveState").get("ActiveState") == "active"
@@ -57,12 +69,8 @@ def active() -> bool:
 def end(consoles: Sequence[Console]) -> None:
     """Bring the file's time-outs back once nobody waits."""
     if active():
-        deadline = time.monotonic() + CATCH_UP_SECONDS
+        wait_for_clients(consoles)
         for console in consoles:
             with contextlib.suppress(Refused):
-                while time.monotonic() < deadline and any(
-                    row["cl_waiting"] != "0" for row in console.show("POOLS")
-                ):
-                    time.sleep(0.2)
                 console.ask("RELOAD")
         systemctl("stop", f"{UNIT}.timer")
