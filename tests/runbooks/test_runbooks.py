@@ -229,6 +229,8 @@ def test_database_moves_to_another_server(
     # What waits longer than the hold fails until somebody runs it again, as the page says.
     back = {"database_old_host": new, "database_host": old}
     copy = f"tests/runbooks/copy.sh {new} {old}"
+    check = site.play("move_database", "--check", copy_command=copy, **back)
+    assert check.code == 0, check.output[-3000:]
     action = "move back to 15, killed when the old server was closed"
     with site.rehearsal(action, may_fail=sys.maxsize):
         after = "Look whether the queries are held"

@@ -557,6 +557,11 @@ def test_copy_is_compared_with_what_it_was_made_of() -> None:
     ):
         assert errors(change, {}) == [f"table public.items {words}"]
     assert len(errors({"owner": "admin", "number": 0}, {})) == 2
+    objects = [{**table, "name": "all", "kind": "large objects", "number": n} for n in (3, 2, 4)]
+    assert database.copy_errors([objects[:1], objects[2:]]) == []
+    assert database.copy_errors([objects[:1], objects[1:2]]) == [
+        "it has 2 large objects, and not 3"
+    ]
     # Where rows are not counted.
     original[0]["number"] = None
     assert errors({}, {}) == []

@@ -204,7 +204,9 @@ def copy_errors(contents: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
         before, after = row["number"], other["number"]
         if row["kind"] == "sequence" and after < before:
             errors.append(f"{name} is at {after}, and not at {before}")
-        elif row["kind"] != "sequence" and after != before:
+        elif row["kind"] == "large objects" and after < before:
+            errors.append(f"it has {after} large objects, and not {before}")
+        elif row["kind"] not in ("sequence", "large objects") and after != before:
             errors.append(f"{name} has {after} rows, and not {before}")
     return errors
 
