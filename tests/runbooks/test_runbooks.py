@@ -215,7 +215,8 @@ def test_database_moves_to_another_server(
         assert "Nothing moved" in lacking.output
     assert not held(site)
     with site.rehearsal("move from PostgreSQL 15 to 17, killed in the copy"):
-        site.cut_off("Copy the databases", "move_database", copy_command="sleep 5", **given)
+        copy = f"tests/runbooks/copy.sh {old} {new}"
+        site.cut_off("Copy the databases", "move_database", copy_command=copy, **given)
         follow("Action", old, new)
         site.database = site.servers["db6"]
     assert not held(site)
