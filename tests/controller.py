@@ -10,9 +10,10 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,19 +24,44 @@ from testinfra.host import Host
 ROOT = Path(__file__).resolve().parents[1]
 
 
+ENVIRONMENT = {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+    "ANSIBLE_NOCOLOR": "1",
+    "ANSIBLE_FORCE_COLOR": "0",  # Molecule sets it
+}
+
+
 def ansible(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run one of Ansible's programs from the project's root and return what it printed."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-        "ANSIBLE_NOCOLOR": "1",
-        "ANSIBLE_FORCE_COLOR": "0",  # Molecule sets it
-        **variables,
-    }
+    environment = {**os.environ, **ENVIRONMENT, **variables}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
+
+
+def cut_off(command: Sequence[str], task: str, times: int = 1) -> str:
+    """Run a playbook, kill it when it begins a task (for the nth time); return its output."""
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        times -= line.startswith("TASK [") and line.rstrip(" *\n").endswith(f"{task}]")
+        if not times:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    process.wait(timeout=60)
+    text = "".join(printed)
+    assert process.returncode == -signal.SIGKILL, text[-3000:]
+    return text
 
 
 @dataclass(frozen=True)

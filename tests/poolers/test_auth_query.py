@@ -1,11 +1,13 @@
 """auth_query: who PostgreSQL knows gets in, and nobody who should not."""
 
+import json
+import threading
 from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
 from conftest import Pooler
-from controller import ansible
+from controller import ansible, cut_off, played
 
 PASSWORD = 'it\'s "50%" \\ $1 #:@/'
 REFUSED = "login rejected|no such user|SASL authentication failed"
@@ -97,3 +99,61 @@ def test_changed_function_is_made_anew(superuser_sql: Callable[..., str]) -> Non
     assert "changed=0" in second.stdout
     text = superuser_sql("SELECT pg_get_functiondef('poolkit.pooler_login(text)'::regprocedure)")
     assert "SET search_path TO 'pg_catalog', 'pg_temp'" in text
+
+
+class Logins(threading.Thread):
+    """Logs in through auth_query, again and again, until it is stopped."""
+
+    def __init__(self, pooler: Pooler) -> None:
+        super().__init__()
+        self.pooler = pooler
+        self.done = 0
+        self.refused: list[str] = []
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(0.05):
+            try:
+                self.pooler.connect(user="ana", password=PASSWORD).close()
+            except psycopg.OperationalError as error:
+                self.refused.append(str(error))
+            self.done += 1
+
+
+def test_password_of_the_lookups_changes_while_people_log_in(
+    poolers: dict[str, Pooler], superuser_sql: Callable[..., str]
+) -> None:
+    """Killed when only PostgreSQL has it, run again, and back.
+
+    The lookups' connections stay open meanwhile; new ones have the new password.
+    """
+    connected = "FROM pg_stat_activity WHERE usename = 'pgbouncer_auth'"
+    rotate = ("ansible-playbook", "ansible/playbooks/rotate_password.yml", "-e")
+    new = json.dumps({"pgbouncer_auth_query_password": "n:e'w \\"})
+    logins = [Logins(pooler) for pooler in poolers.values()]
+    for thread in logins:
+        thread.start()
+    try:
+        cut_off([*rotate, new], "Change the pooler")
+        for variables in (new, "{}"):
+            run = played(ansible(*rotate, variables))
+            assert run.code == 0, run.output[-3000:]
+            assert "the password of the inventory: pgbouncer_auth" in run.output
+            before = superuser_sql(f"SELECT pid {connected}").splitlines()
+            superuser_sql(f"SELECT pg_terminate_backend(pid) {connected}")
+            for thread in logins:
+                number = thread.done
+                while thread.done < number + 5:
+                    assert thread.is_alive()
+                    thread.stopped.wait(0.1)
+            after = superuser_sql(f"SELECT pid {connected}").splitlines()
+            assert after and not set(before) & set(after)
+        again = played(ansible(*rotate, "{}"))
+        assert "Every role has the password of the inventory" in again.output
+        assert set(again.changed.values()) == {0}
+    finally:
+        for thread in logins:
+            thread.stopped.set()
+            thread.join()
+        print([(thread.pooler.name, thread.done, len(thread.refused)) for thread in logins])
+    assert [refusal for thread in logins for refusal in thread.refused] == []

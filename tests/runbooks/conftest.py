@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -18,7 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from controller import ROOT, Run, connect, figures_shown, played, resolve
+from controller import ROOT, Run, connect, cut_off, figures_shown, played, resolve
 from controller import ansible as run_ansible
 from rich.box import SIMPLE
 from rich.console import Console
@@ -79,28 +77,7 @@ class Site:
         self, task: str, name: str, *words: str, times: int = 1, **variables: object
     ) -> str:
         """Run a playbook, kill it when it begins a task (for the nth time); return its output."""
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
-        environment |= {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(
-            self.command(name, *words, **variables),
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        printed = []
-        for line in process.stdout:
-            printed.append(line)
-            times -= line.startswith("TASK [") and line.rstrip(" *\n").endswith(f"{task}]")
-            if not times:
-                os.killpg(process.pid, signal.SIGKILL)
-                break
-        process.wait(timeout=60)
-        text = "".join(printed)
-        assert process.returncode == -signal.SIGKILL, text[-3000:]
-        return text
+        return cut_off(self.command(name, *words, **variables), task, times)
 
     @contextmanager
     def rehearsal(

@@ -76,6 +76,29 @@ def test_an_owner_needs_none() -> None:
     assert found["applications"] == ["shop"]
 
 
+def test_a_change_whose_clients_may_not_have_it_is_ended() -> None:
+    """PostgreSQL has the new password of the owner; a pooler or a host may have the old one."""
+    wanted = database.database_roles(fleet(), hosts(), {}, SEED, ["shop_owner"])
+    answer = server(shop="new")
+    rows = {row["rolname"]: row for row in answer["query_all_results"][0]}
+    rows["shop_owner"]["fingerprint"] = wanted["shop_owner"]["fingerprint"]
+    found = rotation(answer)
+    assert (found["others"], found["applications"], found["errors"]) == (
+        ["shop_owner"],
+        ["shop"],
+        [],
+    )
+    for may_change in (False, True):
+        (error,) = database.server_errors(fleet(), hosts(), answer, may_change)
+        assert "hosts may still have the old one of shop_owner. Run ansible/playbooks/rot" in error
+    assert database.server_errors(fleet({}), hosts(), answer, False) == []
+    rows["other_owner"] = {**rows["shop_owner"], "rolname": "other_owner"}
+    rows["shop_owner"]["fingerprint"] = database.database_roles(fleet(), hosts(), {}, SEED)[
+        "shop_owner"
+    ]["fingerprint"]
+    assert database.server_errors(fleet(), hosts(), answer, False) == []
+
+
 def test_nothing_changes_where_all_are_equal() -> None:
     found = rotation(server(shop="new"))
     assert (found["users"], found["others"], found["applications"]) == ({}, [], [])

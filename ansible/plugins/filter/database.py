@@ -34,12 +34,21 @@ def _own(fleet: Fleet) -> list[Mapping[str, Any]]:
     return [app for app in fleet["applications"].values() if not app["server"]]
 
 
+CHANGING = ":changing"
+"""The end of the fingerprint of a role that has the new password, and whose clients may not."""
+
+
 def database_roles(
-    fleet: Fleet, hostvars: Hostvars, limits: Mapping[str, int | None], seed: str
+    fleet: Fleet,
+    hostvars: Hostvars,
+    limits: Mapping[str, int | None],
+    seed: str,
+    changing: Sequence[str] = (),
 ) -> dict[str, dict]:
     """Return the PostgreSQL roles by name: {verifier, fingerprint, connection_limit}.
 
-    limits: {application: connection limit of its user}. seed: scram_salt_seed.
+    limits: {application: connection limit of its user}. seed: scram_salt_seed. changing: the roles
+    whose new password has still to reach poolers and hosts; their fingerprint says so.
     """
     apps = [
         {**app, "connection_limit": limits.get(app["name"])}
@@ -50,7 +59,10 @@ def database_roles(
         for host in fleet["groups"]["pgbouncer"]
         if host in hostvars and uses_auth_query(fleet["facts"][host])
     ]
-    return application_roles(apps, seed) | auth_query_roles(asking, seed)
+    roles = application_roles(apps, seed) | auth_query_roles(asking, seed)
+    for name in changing:
+        roles[name]["fingerprint"] += CHANGING
+    return roles
 
 
 def database_variables(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,7 +322,7 @@ def password_rotation(
       was cut off afterwards;
     logins: {such a user whose password is still to change: the role that stands in for it};
     stand_ins: these roles, of all users;
-    others: the owners, and auth_query's role;
+    others: the owners and auth_query's role, also where only poolers and hosts lack the new one;
     applications: those that log in anew, by app_name;
     errors: what cannot be rotated.
     """
@@ -373,12 +385,18 @@ def _cut_off(
 ) -> list[str]:
     """Return the refusal of anything else while a rotation of passwords is half done."""
     users = [app["user"] for app in apps if stand_in_of(app["user"]) in roles]
-    if not users:
+    others = [
+        name
+        for name in dict.fromkeys([*(app["owner"] for app in apps), AUTH_USER])
+        if str(roles.get(name, {}).get("fingerprint")).endswith(CHANGING)
+    ]
+    hosts = [f"log in as {', '.join(map(stand_in_of, users))}"] if users else []
+    hosts += [f"have the old one of {', '.join(others)}"] if others else []
+    if not hosts:
         return []
     return [
-        f"The change of the password of {', '.join(users)} was cut off: hosts may still log in as "
-        f"{', '.join(map(stand_in_of, users))}. Run ansible/playbooks/rotate_password.yml again, "
-        "which ends it"
+        f"The change of the password of {', '.join(users + others)} was cut off: hosts may still "
+        f"{' and '.join(hosts)}. Run ansible/playbooks/rotate_password.yml again, which ends it"
     ]
 
 
