@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import psycopg
 import pytest
@@ -110,14 +111,17 @@ class Logins(threading.Thread):
         self.done = 0
         self.refused: list[str] = []
         self.stopped = threading.Event()
+        self.between = threading.Lock()
+        """Free while nobody is being looked up."""
 
     def run(self) -> None:
         while not self.stopped.wait(0.05):
-            try:
-                self.pooler.connect(user="ana", password=PASSWORD).close()
-            except psycopg.OperationalError as error:
-                self.refused.append(str(error))
-            self.done += 1
+            with self.between:
+                try:
+                    self.pooler.connect(user="ana", password=PASSWORD).close()
+                except psycopg.OperationalError as error:
+                    self.refused.append(str(error))
+                self.done += 1
 
 
 def test_password_of_the_lookups_changes_while_people_log_in(
@@ -128,26 +132,38 @@ def test_password_of_the_lookups_changes_while_people_log_in(
     The lookups' connections stay open meanwhile; new ones have the new password.
     """
     connected = "FROM pg_stat_activity WHERE usename = 'pgbouncer_auth'"
+    mark = "SELECT shobj_description('pgbouncer_auth'::regrole, 'pg_authid')"
     rotate = ("ansible-playbook", "ansible/playbooks/rotate_password.yml", "-e")
     new = json.dumps({"pgbouncer_auth_query_password": "n:e'w \\"})
     logins = [Logins(pooler) for pooler in poolers.values()]
+
+    def look_up_anew() -> None:
+        before = superuser_sql(f"SELECT pid {connected}").splitlines()
+        with ExitStack() as stack:
+            for thread in logins:
+                stack.enter_context(thread.between)
+            superuser_sql(f"SELECT pg_terminate_backend(pid) {connected}")
+        for thread in logins:
+            number = thread.done
+            while thread.done < number + 5:
+                assert thread.is_alive()
+                thread.stopped.wait(0.1)
+        after = superuser_sql(f"SELECT pid {connected}").splitlines()
+        assert after and not set(before) & set(after)
+
     for thread in logins:
         thread.start()
     try:
         cut_off([*rotate, new], "Change the pooler")
+        assert superuser_sql(mark).endswith(":changing")
+        refused = played(ansible("ansible-playbook", "ansible/playbooks/plan.yml", "-e", new))
+        assert refused.code != 0
+        assert "hosts may still have the old one of pgbouncer_auth" in refused.output
         for variables in (new, "{}"):
             run = played(ansible(*rotate, variables))
             assert run.code == 0, run.output[-3000:]
             assert "the password of the inventory: pgbouncer_auth" in run.output
-            before = superuser_sql(f"SELECT pid {connected}").splitlines()
-            superuser_sql(f"SELECT pg_terminate_backend(pid) {connected}")
-            for thread in logins:
-                number = thread.done
-                while thread.done < number + 5:
-                    assert thread.is_alive()
-                    thread.stopped.wait(0.1)
-            after = superuser_sql(f"SELECT pid {connected}").splitlines()
-            assert after and not set(before) & set(after)
+            look_up_anew()
         again = played(ansible(*rotate, "{}"))
         assert "Every role has the password of the inventory" in again.output
         assert set(again.changed.values()) == {0}

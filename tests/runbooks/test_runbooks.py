@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import Site, client
+from conftest import FILES, Site, client
 from controller import ROOT, Run, resolve
 from pytest import MonkeyPatch
 
@@ -25,17 +25,26 @@ def held(site: Site) -> bool:
     return False
 
 
-def may_log_in(site: Site, password: str, port: int, host: str = "127.0.0.1") -> bool:
-    """Say whether the application's role gets in from web3: at its pooler, or at PostgreSQL."""
+def may_log_in(
+    site: Site, password: str, port: int, host: str = "127.0.0.1", user: str = "django"
+) -> bool:
+    """Say whether a role gets in from web3: at its pooler, or at PostgreSQL."""
     word = password.replace("'", "'\\''")
-    command = f"PGPASSWORD='{word}' psql -XAtqc 'SELECT 1' -h {host} -p {port} -U django django"
+    command = f"PGPASSWORD='{word}' psql -XAtqc 'SELECT 1' -h {host} -p {port} -U {user} django"
     return site.hosts["web3"].run(command).rc == 0
+
+
+def owners(site: Site) -> list[bool]:
+    """Say for each host whether what is there logs in as the owner."""
+    command = f"PGSERVICEFILE={FILES}.pg_service.conf PGPASSFILE={FILES}.pgpass psql -XAtqc %s %s"
+    words = ("SELECT 1", "service=django_owner")
+    return [host.run(command, *words).rc == 0 for host in site.hosts.values()]
 
 
 def test_passwords_are_rotated(site: Site) -> None:
     """Killed when the server has the new password and not yet every pooler."""
-    old = site.password()
-    site.variables |= {"app_database_password": NEW, "app_database_owner_password": "owner's: new"}
+    old, owner = site.password(), "owner's: new"
+    site.variables |= {"app_database_password": NEW, "app_database_owner_password": owner}
     check = site.follow("rotate_password", "Check")
     assert "get the password of the inventory: django, django_owner" in check.output
     assert set(check.changed.values()) == {0}
@@ -50,6 +59,8 @@ def test_passwords_are_rotated(site: Site) -> None:
     for port, host in ((6432, "127.0.0.1"), (5432, "poolkit-test-db5")):
         assert may_log_in(site, NEW, port, host)
         assert not may_log_in(site, old, port, host)
+    assert may_log_in(site, owner, 5432, "poolkit-test-db5", "django_owner")
+    assert owners(site) == [True, True]
     assert site.rows("SELECT count(*) FROM pg_roles WHERE rolname = 'django_rotation'") == ["0"]
     again = site.follow("rotate_password", "Proof")
     assert set(again.changed.values()) == {0}
@@ -59,7 +70,9 @@ def test_passwords_are_rotated(site: Site) -> None:
 def test_postgresql_is_restarted(site: Site) -> None:
     """Killed in the pause first: nobody is held for longer than the hold."""
     start = site.rows("SELECT pg_postmaster_start_time()")
-    assert site.follow("restart_database", "Check").output == ""
+    check = site.follow("restart_database", "Check")
+    assert "WARNING" not in check.output
+    assert site.rows("SELECT pg_postmaster_start_time()") == start and not held(site)
     with site.rehearsal("restart PostgreSQL, killed in the pause"):
         site.cut_off("Restart PostgreSQL", "restart_database", hold_seconds=8)
         assert held(site)
@@ -110,7 +123,8 @@ def test_a_server_that_takes_no_writes_is_seen(site: Site) -> None:
         answers = site.readiness()
         assert {answer["database"] for answer in answers.values()} == {"error"}
         assert "read-only" in answers["web3"]["reason"]
-        assert "takes no writes" in site.follow("failover", "Check").output
+        check = site.follow("failover", "Check")
+        assert "takes no writes" in check.output and "server connections, to" in check.output
     finally:
         site.rows("ALTER DATABASE django RESET default_transaction_read_only", "postgres")
         site.play("reconnect")
@@ -256,7 +270,10 @@ def test_database_moves_to_another_server(
 
 
 def test_a_host_is_drained_and_comes_back(site: Site) -> None:
-    site.follow("hosts", "Check")
+    site.follow("hosts", "Check", "HOST=web4")
+    alone = site.play("drain_host", "--check")
+    assert alone.code != 0 and "django has no other host" in alone.output
+    site.wait_for_pooler()
     with site.rehearsal("drain a host, killed once", hosts=["web3"]):
         site.cut_off("Stop them", "drain_host", "--limit", "web4")
         site.follow("hosts", "Action", "HOST=web4")

@@ -11,10 +11,15 @@ from types import ModuleType
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from collection import FOLDER
+from hypothesis import settings
 
 from plugins.modules import source_archive
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# A busy machine is no fault of what is tested.
+settings.register_profile("poolkit", deadline=None)
+settings.load_profile("poolkit")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

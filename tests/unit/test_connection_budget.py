@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from plugins.filter import connection_budget, pooler_configuration
@@ -676,7 +676,6 @@ def fleets(draw: st.DrawFn, size: st.SearchStrategy = NUMBERS) -> tuple[dict, li
     return hosts, beside + tier, facts
 
 
-@settings(deadline=None)
 @given(fleets(), st.integers(0, 2000))
 def test_the_verdict_is_the_sum(arguments: tuple, highest: int) -> None:
     """What the table shows adds up, and fits says whether PostgreSQL has it."""
@@ -696,7 +695,6 @@ def test_the_verdict_is_the_sum(arguments: tuple, highest: int) -> None:
         assert sum(map(int, re.findall(r" \((\d+)\)", advice))) == shown
 
 
-@settings(deadline=None)
 @given(fleets(st.just("auto")), st.integers(3, 2000))
 def test_auto_is_never_over_and_could_not_be_larger(arguments: tuple, highest: int) -> None:
     hosts, poolers, facts = arguments
@@ -719,7 +717,6 @@ def test_auto_is_never_over_and_could_not_be_larger(arguments: tuple, highest: i
         assert fixed["totals"]["total"] > target
 
 
-@settings(deadline=None)
 @given(fleets(), st.booleans(), st.integers(0, 3))
 def test_a_host_more_never_lowers_the_total(arguments: tuple, beside: bool, app: int) -> None:
     hosts, poolers, facts = arguments
@@ -1309,7 +1306,6 @@ def smallest(variable: str, facts: dict) -> dict | None:
     return None if values == old else {**facts, section: values}
 
 
-@settings(deadline=None)
 @given(fleets())
 def test_each_piece_of_advice_lowers_the_total(arguments: tuple) -> None:
     hosts, poolers, facts = arguments

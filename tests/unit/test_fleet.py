@@ -140,8 +140,10 @@ def test_rules_name_exactly_the_hosts() -> None:
     rules = topology.hba_rules(apps, hosts(), BOTH, "admin")
     assert [(r["database"], r["user"], r["address"]) for r in rules] == [
         ("shop", "shop", "192.0.2.1/32"),
+        ("shop", "shop_rotation", "192.0.2.1/32"),
         ("shop", "shop_owner", "192.0.2.1/32"),
         ("shop", "shop", "192.0.2.2/32"),
+        ("shop", "shop_rotation", "192.0.2.2/32"),
         ("shop", "shop_owner", "192.0.2.2/32"),
         ("all", "admin", "192.0.2.1/32"),
     ]
@@ -258,10 +260,13 @@ def test_tier_reaches_the_database_as_the_applications_user_only() -> None:
     rules = topology.hba_rules(apps, mixed(), MIXED, "admin")
     assert [(r["user"], r["address"]) for r in rules if r["address"] == "192.0.2.11/32"] == [
         ("shop", "192.0.2.11/32"),
+        ("shop_rotation", "192.0.2.11/32"),
         ("blog", "192.0.2.11/32"),
+        ("blog_rotation", "192.0.2.11/32"),
     ]
     assert [r["user"] for r in rules if r["address"] == "192.0.2.1/32"] == [
         "shop",
+        "shop_rotation",
         "shop_owner",
         "admin",
     ]
@@ -291,6 +296,7 @@ def test_strategy_without_poolers_needs_none(strategy: str, poolers: list[str]) 
     rules = topology.hba_rules([app], facts, groups, "")
     assert [(r["user"], r["address"]) for r in rules] == [
         (strategy, "192.0.2.1/32"),
+        (f"{strategy}_rotation", "192.0.2.1/32"),
         (f"{strategy}_owner", "192.0.2.1/32"),
     ]
 

@@ -123,7 +123,7 @@ def test_uri_with_one_host_is_plain(host: str, start: str) -> None:
     assert (known["host"], known["port"]) == (host, "5432")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(password=TEXT.filter(lambda text: len(text) < 200))
 def test_password_file_is_read_by_libpq(tmp_path_factory, password: str) -> None:
     """libpq itself looks the password up; no server is needed to ask which one it found."""
@@ -137,7 +137,7 @@ def test_password_file_is_read_by_libpq(tmp_path_factory, password: str) -> None
     connection.finish()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(value=st.text(st.characters(codec="ascii", exclude_characters="\0\r")))
 def test_environment_file_is_read_as_a_shell_would(value: str) -> None:
     r"""systemd's double quotes and sh's agree on the escapes of `"`, `\`, `` ` `` and `$`."""

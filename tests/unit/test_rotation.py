@@ -92,10 +92,25 @@ def test_a_change_whose_clients_may_not_have_it_is_ended() -> None:
         (error,) = database.server_errors(fleet(), hosts(), answer, may_change)
         assert "hosts may still have the old one of shop_owner. Run ansible/playbooks/rot" in error
     assert database.server_errors(fleet({}), hosts(), answer, False) == []
-    rows["other_owner"] = {**rows["shop_owner"], "rolname": "other_owner"}
+    other = {**rows["shop_owner"], "rolname": "other_owner"}  # of another fleet
+    answer["query_all_results"][0].append(other)
     rows["shop_owner"]["fingerprint"] = database.database_roles(fleet(), hosts(), {}, SEED)[
         "shop_owner"
     ]["fingerprint"]
+    assert database.server_errors(fleet(), hosts(), answer, False) == []
+
+
+def test_another_server_cannot_know_who_stands_in() -> None:
+    replica = {"host": "192.0.2.9"}
+    assert rotation(server(), app_databases={"replica": replica})["errors"] == []
+    own = {**replica, "user": "shop", "password": "new"}
+    (error,) = rotation(server(), app_databases={"replica": own})["errors"]
+    assert "app_databases of shop: replica is on another server with the user shop" in error
+
+
+def test_auth_query_that_was_switched_off_is_not_waited_for() -> None:
+    answer = server(shop="new", pgbouncer_auth="before")
+    answer["query_all_results"][0][-1]["fingerprint"] += database.CHANGING
     assert database.server_errors(fleet(), hosts(), answer, False) == []
 
 
@@ -136,7 +151,8 @@ def test_stand_ins_are_known_everywhere(waits: bool) -> None:
     found = fleet({"shop": waits})
     roles = database.database_roles(found, hosts(), {}, SEED)
     assert set(roles) == {"shop_owner", "shop_rotation"} | (set() if waits else {"shop"})
-    assert [row["user"] for row in found["hba_rules"]].count("shop_rotation") == 2
+    for rules in (found["hba_rules"], fleet()["hba_rules"]):
+        assert [row["user"] for row in rules].count("shop_rotation") == 2
     assert len(database.database_applications(found, {})) == 1
     stand_ins = database.database_stand_ins(found, {"shop (shop_rotation)": 7})
     assert stand_ins["shop_rotation"]["user"] == "shop"

@@ -253,10 +253,10 @@ def server_errors(
     errors += [message for app in apps for message in _not_the_applications(app, roles, owners)]
     if fleet["rotation"] is not None:
         return errors
-    errors += _cut_off(apps, roles)
+    facts = hostvars[fleet["groups"]["applications"][0]]
+    errors += _cut_off(apps, roles, database_roles(fleet, hostvars, {}, facts["scram_salt_seed"]))
     if errors or may_change_passwords:
         return errors
-    facts = hostvars[fleet["groups"]["applications"][0]]
     differing = _differing(fleet, hostvars, roles, facts["scram_salt_seed"])
     return [_changed_passwords(differing, roles, facts)] if differing else []
 
@@ -348,18 +348,34 @@ def password_rotation(
         if known not in (None, verifier_fingerprint(verifier)):
             found["errors"].append(
                 f"A change of the password of {user} to another one was cut off, and hosts may "
-                f"still log in as {stand_in} with that one: give {user} that password again, run "
-                "this to its end, and only then choose another"
+                f"still log in as {stand_in} with that one: give {user} that password again (and "
+                "the scram_salt_seed of then), run this to its end, and only then choose another"
             )
     changed = {*found["users"], *found["others"]}
     for app in fleet["applications"].values():
         name = app["name"].partition(".")[0]
         if changed & {app["user"], app["owner"]} and name not in found["applications"]:
             found["applications"].append(name)
+        alias = app["name"].partition(".")[2]
+        entry = (hostvars[app["hosts"][0]].get("app_databases") or {}).get(alias) or {}
+        if app["server"] and app["user"] in found["users"] and entry.get("user"):
+            found["errors"].append(
+                f"app_databases of {name}: {alias} is on another server with the user "
+                f"{app['user']}, whose password changes here. A physical replica has the user of "
+                f"{name} by itself: take user and password out there; on any other server use "
+                "another name"
+            )
         if app["user"] in found["users"] and "ecs_task" in fleet["facts"][app["hosts"][0]]:
             found["errors"].append(
                 f"{app['name']} runs on ECS, where each task definition has its own user list: a "
                 "password is changed there with a user of another name (docs/ecs.md)"
+            )
+    for host in fleet["groups"]["pgbouncer"]:
+        facts = fleet["facts"][host]
+        if AUTH_USER in found["others"] and "ecs_task" in facts and uses_auth_query(facts):
+            found["errors"].append(
+                f"{host} runs on ECS, where each task definition has its own user list: "
+                "pgbouncer_auth_query_password cannot be changed while old tasks run"
             )
     return found
 
@@ -381,14 +397,14 @@ def _is_ours(role: Mapping[str, Any]) -> bool:
 
 
 def _cut_off(
-    apps: Iterable[Mapping[str, Any]], roles: Mapping[str, Mapping[str, Any]]
+    apps: Iterable[Mapping[str, Any]],
+    roles: Mapping[str, Mapping[str, Any]],
+    ours: Iterable[str],
 ) -> list[str]:
     """Return the refusal of anything else while a rotation of passwords is half done."""
     users = [app["user"] for app in apps if stand_in_of(app["user"]) in roles]
     others = [
-        name
-        for name in dict.fromkeys([*(app["owner"] for app in apps), AUTH_USER])
-        if str(roles.get(name, {}).get("fingerprint")).endswith(CHANGING)
+        name for name in ours if str(roles.get(name, {}).get("fingerprint")).endswith(CHANGING)
     ]
     hosts = [f"log in as {', '.join(map(stand_in_of, users))}"] if users else []
     hosts += [f"have the old one of {', '.join(others)}"] if others else []
@@ -424,7 +440,7 @@ def _changed_passwords(
         )
         steps.append(
             "What logs in with the old password is refused from then on: at a quiet time run the "
-            "whole site.yml with -e database_password_change=true"
+            "whole site.yml with -e database_password_change=true, and again if it is cut off"
         )
     return ". ".join([*parts, *steps]) + ". Until then keep the old password in the inventory"
 
@@ -445,5 +461,6 @@ class FilterModule:
                 database_variables,
                 password_rotation,
                 server_errors,
+                stand_in_of,
             )
         }

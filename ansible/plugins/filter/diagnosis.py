@@ -94,7 +94,7 @@ def _number(row: Row, *names: str) -> int:
     return sum(int(row.get(name) or 0) for name in names)
 
 
-def _of_poolers(poolers: Mapping[str, Row]) -> Iterator[Finding]:
+def _of_poolers(poolers: Mapping[str, Row], minutes: int) -> Iterator[Finding]:
     """Yield what the poolers alone tell."""
     for host, pooler in poolers.items():
         console = f"on {host}: sudo -u pgbouncer psql -h /run/pgbouncer/1 -p {pooler['port']} -c"
@@ -137,15 +137,16 @@ def _of_poolers(poolers: Mapping[str, Row]) -> Iterator[Finding]:
             )
         if pooler["kills"]:
             yield _finding(
-                f"the watchdog has killed silent processes on {host} in the last 15 minutes",
+                f"the watchdog has killed silent processes on {host} in the last {minutes} minutes",
                 [f"{pooler['kills']} times"],
-                f"on {host}: journalctl -u pgbouncer-watchdog -u 'pgbouncer@*' --since -20min",
+                f"on {host}: journalctl -u pgbouncer-watchdog -u 'pgbouncer@*' "
+                f"--since -{minutes + 5}min",
                 "fallback.md",
             )
-        yield from _of_journal(host, pooler["journal"])
+        yield from _of_journal(host, pooler["journal"], minutes)
 
 
-def _of_journal(host: str, lines: Iterable[str]) -> Iterator[Finding]:
+def _of_journal(host: str, lines: Iterable[str], minutes: int) -> Iterator[Finding]:
     """Yield what a pooler's log says of the last minutes, each cause once."""
     seen: dict[str, Counter[str]] = {}
     commands = {cause: command for _, cause, command in JOURNAL}
@@ -159,8 +160,10 @@ def _of_journal(host: str, lines: Iterable[str]) -> Iterator[Finding]:
         evidence = [
             f"{count} times{f': {who}' * bool(who)}" for who, count in counts.most_common(3)
         ]
-        evidence = [f"{line}, in the log of {host}, the last 15 minutes" for line in evidence]
-        command = commands[cause] or f"on {host}: journalctl -u 'pgbouncer@*' --since -15min"
+        evidence = [
+            f"{line}, in the log of {host}, the last {minutes} minutes" for line in evidence
+        ]
+        command = commands[cause] or f"on {host}: journalctl -u 'pgbouncer@*' --since -{minutes}min"
         yield _finding(cause, evidence, command, "runbooks/diagnose.md")
 
 
@@ -291,14 +294,14 @@ def _of_limits(server: Row) -> Iterator[Finding]:
         )
 
 
-def diagnosis(poolers: Mapping[str, Row], server: Row) -> list[Finding]:
+def diagnosis(poolers: Mapping[str, Row], server: Row, log_minutes: int = 15) -> list[Finding]:
     """Return why requests wait or fail: what is wrong with the server, then locks, then poolers.
 
     poolers: {host: {port, processes, error ("" for none), paused, databases, pools, config (rows
     and settings of the console, as text), journal (lines of the log), kills}}. server: {error} or
     {error: "", backends, max_connections, limits, read_only, hidden, prepared}, as the query of
     roles/database/tasks/activity.yml returns them. Each: cause, evidence (a list), command, page,
-    and the pid of the backend whose end would help, else 0.
+    and the pid of the backend whose end would help, else 0. log_minutes: how far back the logs go.
     """
     found = []
     if server["error"]:
@@ -316,7 +319,7 @@ def diagnosis(poolers: Mapping[str, Row], server: Row) -> list[Finding]:
     elif waiting:
         lines = [line for each in waiting.values() for line in each]
         found.append(_finding("clients wait", lines, f"{RUN}plan.yml", "runbooks/pools.md"))
-    return found + list(_of_poolers(poolers))
+    return found + list(_of_poolers(poolers, log_minutes))
 
 
 def diagnosis_lines(findings: Sequence[Finding]) -> list[str]:

@@ -14,6 +14,7 @@ from ansible.errors import AnsibleFilterError
 from ansible.module_utils.parsing.convert_bool import boolean
 
 from .role_defaults import default
+from .stand_ins import stand_in_of
 from .values import SERIAL
 
 Hostvars = Mapping[str, Mapping[str, Any]]
@@ -218,7 +219,9 @@ def hba_rules(
 
     An application's user comes from its own hosts (the fallback) and from the poolers that serve
     it, its owner from its own hosts (migrations), the administrator from the group database_admin.
-    Each rule: database, user, address (one host), in the order of the applications.
+    Who stands in for a user while its password changes comes from where the user does, at any
+    time, so that no deployment in between locks it out. Each rule: database, user, address (one
+    host), in the order of the applications.
     """
 
     def rule(database: str, user: str, host: str) -> dict:
@@ -226,14 +229,14 @@ def hba_rules(
         return {"database": database, "user": user, "address": address}
 
     rules = []
+    apps = [app for app in apps if "stands_in_for" not in app]
     for app in apps:
+        users = (app["user"], stand_in_of(app["user"]))
         for host in app["hosts"]:
-            rules += [rule(app["database"], user, host) for user in (app["user"], app["owner"])]
-        rules += [
-            rule(app["database"], app["user"], pooler)
-            for pooler in app["poolers"]
-            if pooler not in app["hosts"]
-        ]
+            rules += [rule(app["database"], user, host) for user in (*users, app["owner"])]
+        for pooler in app["poolers"]:
+            if pooler not in app["hosts"]:
+                rules += [rule(app["database"], user, pooler) for user in users]
     for host in groups.get("pgbouncer", []):
         if uses_auth_query(hostvars[host]):
             # Whom the pooler lets in is PgBouncer's own HBA file's matter.
