@@ -299,8 +299,8 @@ class Task:
         if state and not self.stopping and code is not None:
             ran = (moment(state["FinishedAt"]) - moment(state["StartedAt"])).total_seconds()
             if container.may_restart(code, ran, self.agent.scale):
-                container.restarts += 1
                 self.start_container(container)
+                container.restarts += 1
                 return
         container.state, container.exit_code, container.health = "STOPPED", code, "UNKNOWN"
         if state and state["OOMKilled"]:

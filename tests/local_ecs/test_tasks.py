@@ -104,8 +104,8 @@ def test_killed_by_its_stop_timeout(world: World) -> None:
 
 
 def test_restart_policy(world: World) -> None:
-    """The period of 60 s is 3 s here: a crash before that leaves the container away for good."""
-    policy = {"enabled": True, "restartAttemptPeriod": 60, "ignoredExitCodes": [0]}
+    """The period of 120 s is 6 s here: a crash before that leaves the container away for good."""
+    policy = {"enabled": True, "restartAttemptPeriod": 120, "ignoredExitCodes": [0]}
     arn = world.run(
         world.container("pooler", "wait", essential=False, restartPolicy=policy, healthCheck=READY),
         world.container("web", "wait"),
@@ -115,7 +115,7 @@ def test_restart_policy(world: World) -> None:
     world.ecs.wait_for(lambda: pooler.health == "HEALTHY", 10)
     assert world.describe(arn)["healthStatus"] == "UNKNOWN", "web is essential and has no check"
     begin = pooler.started
-    world.ecs.wait_for(lambda: world.ecs.task(arn).age(pooler) > 3.2, 10)
+    world.ecs.wait_for(lambda: world.ecs.task(arn).age(pooler) > 6.2, 10)
     world.ecs.agent.api.kill(pooler.id)
     world.ecs.wait_for(lambda: pooler.restarts == 1, 10)
     assert pooler.started == begin
