@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs one Molecule scenario; its hosts stay for the next. The full output goes to a file at -vvv, where
-# a test looks for secrets; the screen shows the tasks and the tests' results as they come.
+# a test looks for secrets; the screen shows the tasks and the tests' results as they come, and the rehearsals' table.
 # usage: scenario.sh NAME
 set -u
 cd "$(dirname "$0")/.."
@@ -20,7 +20,7 @@ molecule=$!
 # A background job does not hear Ctrl-C by itself.
 trap 'kill $molecule 2>/dev/null; exit 130' INT TERM
 tail -q -n +1 -F --pid=$molecule "$log" "$tests" 2>/dev/null |
-    grep --line-buffered -aE 'TASK \[|fatal:|: ok=|PASSED|FAILED|ERROR at|Executed:' || true
+    grep --line-buffered -aE 'TASK \[|fatal:|: ok=|PASSED|FAILED|ERROR at|Executed:|longest pause| [0-9.]+ s +[0-9]+ +[0-9]+ *$' || true
 wait $molecule
 code=$?
 tail -n 3 "$tests"

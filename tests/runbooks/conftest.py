@@ -181,7 +181,7 @@ def client(site: Site, sql: str, *, owner: bool = False) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def site() -> Iterator[Site]:
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     facts = resolve(
         "all:!localhost",
         connection="ansible_connection",
@@ -199,7 +199,9 @@ def site() -> Iterator[Site]:
     )
     for row in found.rehearsed:
         table.add_row(*row)
-    Console(width=110).print(table)
+    # pytest would keep what is printed here to itself.
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        Console(width=110).print("\n", table)
 
 
 @pytest.fixture(scope="session")
