@@ -353,10 +353,9 @@ def password_rotation(
             )
     changed = {*found["users"], *found["others"]}
     for app in fleet["applications"].values():
-        name = app["name"].partition(".")[0]
+        name, _, alias = app["name"].partition(".")
         if changed & {app["user"], app["owner"]} and name not in found["applications"]:
             found["applications"].append(name)
-        alias = app["name"].partition(".")[2]
         entry = (hostvars[app["hosts"][0]].get("app_databases") or {}).get(alias) or {}
         if app["server"] and app["user"] in found["users"] and entry.get("user"):
             found["errors"].append(
